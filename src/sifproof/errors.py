@@ -1,0 +1,45 @@
+"""The one exception that reaches a person, and who is at fault for it.
+
+Standard library only: set-up uses it before any dependency is installed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """Who has to act. The value is what reports show; ``exit_code`` is what ``sifproof run`` exits with."""
+
+    IMAGE = "image"
+    CONFIGURATION = "configuration"
+    INFRASTRUCTURE = "infrastructure"
+    INCOMPLETE = "incomplete"
+
+    @property
+    def exit_code(self) -> int:
+        """1 image, 2 configuration, 3 infrastructure, 4 incomplete."""
+        return {"image": 1, "configuration": 2, "infrastructure": 3, "incomplete": 4}[self.value]
+
+
+class SifproofError(Exception):
+    """A fault told in words: what happened and to what, why, and what to do next.
+
+    ``str(error)`` is the whole text, fit to be shown to a person without a traceback.
+    """
+
+    def __init__(self, what: str, *, why: str = "", todo: str = "", fault: Fault = Fault.INFRASTRUCTURE) -> None:
+        self.what = what
+        self.why = why
+        self.todo = todo
+        self.fault = fault
+        super().__init__(what, why, todo, fault)
+
+    def __str__(self) -> str:
+        text = self.what.rstrip(".")
+        if self.why:
+            text += f": {self.why.rstrip('.')}"
+        text += "."
+        if self.todo:
+            text += f" {self.todo[0].upper()}{self.todo[1:].rstrip('.')}."
+        return text

@@ -1,0 +1,131 @@
+"""What a run writes down: verdicts, faults and the plan of the run. Reports are made from these alone.
+
+Everything lies under ``results/runs/<run>/``:
+
+``plan.json``
+    one :class:`Plan`: the sandboxes of the run and the suites each must pass.
+``images/<sandbox>.json``
+    provenance of the image under test (see :mod:`sifproof.image`).
+``verdicts/<sandbox>.<suite>.jsonl``
+    one :class:`Verdict` a line, one file per sandbox and suite.
+``faults/<stage>.<sandbox>.json``
+    one :class:`FaultRecord` where a stage could not do its work.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sifproof.errors import Fault, SifproofError
+
+Word = Literal["pass", "fail", "flaky", "waived", "not-measured"]
+
+
+class Verdict(BaseModel):
+    """The outcome of one check on one subject: a row of ``results/checks.tsv``, its fields the columns in order."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str = Field(description="id of the run")
+    sandbox: str = Field(description="name of the sandbox in the config")
+    driver: str = Field(description="singularity or docker")
+    node: str = Field(default="", description="name of the Nomad node; empty where nothing was placed")
+    allocation: str = Field(default="", description="id of the Nomad allocation; empty where there was none")
+    suite: str = Field(description="group of checks")
+    check: str = Field(description="stable id of the check, suite first")
+    verdict: Word = Field(description="pass, fail, flaky, waived or not-measured")
+    required: bool = Field(default=True, description="whether anything but pass or waived rejects the run")
+    value: float | None = Field(default=None, description="what was measured, where the check measures")
+    unit: str = Field(default="", description="unit of value and limit")
+    limit: float | None = Field(default=None, description="the most that value may be, where there is a limit")
+    duration_s: float = Field(default=0.0, description="seconds the check took")
+    attempts: int = Field(default=1, description="how often the check was tried")
+    message: str = Field(default="", description="what was seen, in words; the reason where it did not pass")
+
+
+class FaultRecord(BaseModel):
+    """Why a stage could not do its work, in the words of the :class:`SifproofError` that ended it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: str = Field(description="preflight, image, submit, teardown, …")
+    sandbox: str = Field(default="", description="the sandbox it concerns; empty for the whole run")
+    fault: Fault
+    what: str
+    why: str = ""
+    todo: str = ""
+
+    @classmethod
+    def of(cls, error: SifproofError, stage: str, sandbox: str = "") -> FaultRecord:
+        """The record of ``error``."""
+        return cls(
+            stage=stage, sandbox=sandbox, fault=error.fault, what=error.what, why=error.why, todo=error.todo
+        )
+
+    def error(self) -> SifproofError:
+        """The error it was made of."""
+        return SifproofError(self.what, why=self.why, todo=self.todo, fault=self.fault)
+
+    def __str__(self) -> str:
+        return str(self.error())
+
+
+class PlannedSandbox(BaseModel):
+    """One sandbox of the run: what the gate must find verdicts for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    driver: Literal["singularity", "docker"]
+    image: str = Field(description="the image as the config names it")
+    slots: int
+    count: int = Field(description="allocations expected")
+    suites: list[str] = Field(description="suites that must have verdicts for each allocation")
+    job_id: str
+    left_out: str = Field(default="", description="why the sandbox is not measured in this run; empty where it is")
+
+
+class Plan(BaseModel):
+    """What a run set out to do, written before anything is built or submitted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str
+    started: str = Field(description="UTC, ISO 8601")
+    sifproof: str = Field(description="version of sifproof")
+    nomad_address: str
+    nomad_version: str
+    nomad_local: bool = Field(description="whether the run started the agent itself")
+    tools: dict[str, str] = Field(default_factory=dict, description="version and origin of each tool by name")
+    sandboxes: list[PlannedSandbox]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that a reader sees the old file or the whole new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> None:
+    """Write ``verdicts`` to ``path`` as JSON lines."""
+    write_atomically(path, "".join(v.model_dump_json() + "\n" for v in verdicts))
+
+
+def read_verdicts(path: Path) -> Iterator[Verdict]:
+    """The verdicts in ``path``, in the order they were written."""
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            yield Verdict.model_validate_json(line)
