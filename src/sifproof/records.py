@@ -27,7 +27,10 @@ Word = Literal["pass", "fail", "flaky", "waived", "not-measured"]
 
 
 class Verdict(BaseModel):
-    """The outcome of one check on one subject: a row of ``results/checks.tsv``, its fields the columns in order."""
+    """The outcome of one check on one subject: a row of ``results/checks.tsv``.
+
+    Its fields are the columns in order, but for ``fault``, which only the decision needs.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,6 +49,7 @@ class Verdict(BaseModel):
     duration_s: float = Field(default=0.0, description="seconds the check took")
     attempts: int = Field(default=1, description="how often the check was tried")
     message: str = Field(default="", description="what was seen, in words; the reason where it did not pass")
+    fault: Fault = Field(default=Fault.IMAGE, description="who has to act where it did not pass")
 
 
 class FaultRecord(BaseModel):
