@@ -36,10 +36,12 @@ class SifproofError(Exception):
         super().__init__(what, why, todo, fault)
 
     def __str__(self) -> str:
+        lines = "\n" in self.why
         text = self.what.rstrip(".")
         if self.why:
-            text += f": {self.why.rstrip('.')}"
-        text += "."
+            text += ":\n" + self.why.strip("\n") if lines else f": {self.why.rstrip('.')}."
+        else:
+            text += "."
         if self.todo:
-            text += f" {self.todo[0].upper()}{self.todo[1:].rstrip('.')}."
+            text += ("\n" if lines else " ") + self.todo.rstrip(".") + "."
         return text

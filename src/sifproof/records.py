@@ -67,9 +67,7 @@ class FaultRecord(BaseModel):
     @classmethod
     def of(cls, error: SifproofError, stage: str, sandbox: str = "") -> FaultRecord:
         """The record of ``error``."""
-        return cls(
-            stage=stage, sandbox=sandbox, fault=error.fault, what=error.what, why=error.why, todo=error.todo
-        )
+        return cls(stage=stage, sandbox=sandbox, fault=error.fault, what=error.what, why=error.why, todo=error.todo)
 
     def error(self) -> SifproofError:
         """The error it was made of."""

@@ -1,0 +1,150 @@
+"""The server is up, is what the config says, and is the allocation's own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from sifproof.checks.registry import Finding, at_most, check, expect
+from sifproof.checks.server import Server, nonce
+from sifproof.errors import Fault, SifproofError
+from sifproof.sandbox.client import ServerError
+
+_PAUSE_S = 0.02
+"""Between two tries of a server that does not listen yet: there is no event to wait for from outside."""
+
+
+@check(
+    "health.ready",
+    "`GET /health` answers 200 within `nomad.ready_within_s` of the task's start.",
+    why="Nomad calls a task running as soon as its process is; work sent before the server listens is lost.",
+    todo="Read the task's stderr in the run's folder; start the image by hand with the command of the rendered job.",
+    guards=True,
+)
+def ready(server: Server) -> Finding:
+    start = time.monotonic()
+    # An event that nobody sets: an interruptible pause.
+    pause = threading.Event()
+    while True:
+        try:
+            server.answers["health"] = server.client.health()
+            return at_most(time.monotonic() - start, server.ready_within_s, "s")
+        except ServerError as error:
+            if time.monotonic() - start > server.ready_within_s:
+                return Finding(False, f"{error}", time.monotonic() - start, "s", server.ready_within_s)
+        pause.wait(_PAUSE_S)
+
+
+@check(
+    "health.identity",
+    "The server that answers on the endpoint is this allocation: a nonce written through it is in the allocation's "
+    "directory, read through Nomad.",
+    why="A process that Nomad does not know can hold the static port and answer every check in the server's place.",
+    todo="See what listens on that port of that node (`ss -ltnp`), end it or give the sandbox another port.",
+    blames=Fault.INFRASTRUCTURE,
+    guards=True,
+)
+def identity(server: Server) -> Finding:
+    name, content = f".{nonce()}", nonce()
+    written = server.write(name, content)
+    if not written.success:
+        return expect(False, f"the nonce could not be written through the server: {written.error}")
+    try:
+        seen = server.read_slot_file(name)
+    except SifproofError as error:
+        return expect(
+            False,
+            "another server answers on this endpoint: what is written through it does not arrive in the "
+            f"allocation's directory ({error})",
+        )
+    finally:
+        server.bash(f"rm -f -- {name}")
+    return expect(
+        seen == content.encode(),
+        "the nonce came back through Nomad" if seen == content.encode() else "the allocation's file holds other bytes",
+    )
+
+
+@check(
+    "health.status",
+    '`/health` says `status` "ok" and gives `slots`, `available`, `executing` and `data_dir`.',
+    why="Schedulers and people look at this answer alone.",
+    todo="Compare the server's answer with the protocol's description of `/health`.",
+)
+def status(server: Server) -> Finding:
+    answer = server.client.health()
+    kinds = {"slots": int, "available": int, "executing": int, "data_dir": str}
+    wrong = [f"{key}={answer.get(key)!r}" for key, kind in kinds.items() if type(answer.get(key)) is not kind]
+    if answer.get("status") != "ok":
+        wrong.insert(0, f"status={answer.get('status')!r}")
+    return expect(not wrong, "not as required: " + ", ".join(wrong) if wrong else answer)
+
+
+@check(
+    "health.slots",
+    "`/health` reports as many slots as the config asks for.",
+    why="A server with fewer slots refuses work that the scheduler hands it; with more it oversubscribes the node.",
+    todo="Look at how the server reads `--slots`, and at the command in the rendered job.",
+)
+def slots(server: Server) -> Finding:
+    seen = server.client.health().get("slots")
+    return expect(seen == server.slots, f"{seen!r} slots, {server.slots} configured")
+
+
+@check(
+    "health.idle",
+    "An idle server has every slot available and none executing.",
+    why="A slot that counts as busy without work is lost to the scheduler for good.",
+    todo="Look for slots that the server does not release after a call.",
+)
+def idle(server: Server) -> Finding:
+    answer = server.client.health()
+    return expect(
+        (answer.get("available"), answer.get("executing")) == (server.slots, 0),
+        f"available {answer.get('available')!r}, executing {answer.get('executing')!r} of {server.slots}",
+    )
+
+
+@check(
+    "health.busy",
+    "While a command runs, `/health` counts its slot as executing and no longer as available.",
+    why="Schedulers send work to slots that are said to be available.",
+    todo="Look at when the server changes a slot's state.",
+)
+def busy(server: Server) -> Finding:
+    wanted = (server.slots - 1, 1)
+    seen: list[tuple[object, object]] = []
+    # Long enough on a quiet machine; a loaded one gets a second, longer look before it is a failure.
+    for seconds in (0.3, 3.0):
+        with ThreadPoolExecutor(1) as worker:
+            command = worker.submit(server.bash, f"sleep {seconds}")
+            while not command.done():
+                answer = server.client.health()
+                seen.append((answer.get("available"), answer.get("executing")))
+        command.result()
+        if wanted in seen:
+            break
+    states = ", ".join(sorted({f"{available!r}/{executing!r}" for available, executing in seen}))
+    return expect(wanted in seen, f"available/executing seen during a command: {states}; {wanted[0]}/1 required")
+
+
+@check(
+    "health.slot-list",
+    "`/slots` lists `slot_0` to `slot_N-1`, each once, each with a workspace of its own and a known state.",
+    why="Clients address slots by these ids.",
+    todo="Compare the server's answer with the protocol's description of `/slots`.",
+)
+def slot_list(server: Server) -> Finding:
+    entries = server.client.slots()
+    ids = [entry.get("slot_id") for entry in entries]
+    folders = [entry.get("workspace_dir") for entry in entries]
+    wrong = []
+    if sorted(map(str, ids)) != sorted(f"slot_{index}" for index in range(server.slots)):
+        wrong.append(f"ids {ids!r}")
+    if not all(isinstance(folder, str) and folder for folder in folders) or len(set(map(str, folders))) != len(ids):
+        wrong.append(f"workspaces {folders!r}")
+    states = {entry.get("state") for entry in entries}
+    if not states <= {"available", "executing"}:
+        wrong.append(f"states {sorted(map(str, states))}")
+    return expect(not wrong, "; ".join(wrong) or f"{len(ids)} slots")

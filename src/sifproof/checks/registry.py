@@ -1,0 +1,98 @@
+"""What a check is: an id, a requirement in a sentence, why it matters, what to do when it fails, and a function."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sifproof.config import SUITES
+from sifproof.errors import Fault, SifproofError
+
+TEARDOWN = "teardown"
+ALL_SUITES: tuple[str, ...] = (*SUITES, TEARDOWN)
+"""In the order they run."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check saw. ``limit`` is the most that ``value`` may be, both in ``unit``."""
+
+    passed: bool
+    saw: str = ""
+    value: float | None = None
+    unit: str = ""
+    limit: float | None = None
+
+
+class NotMeasured(Exception):  # noqa: N818 - an outcome, not an error
+    """Raised by a check that could not look; its text is the reason."""
+
+
+def expect(passed: bool, saw: object = "") -> Finding:
+    """A finding: whether it is as required, and what was seen."""
+    return Finding(bool(passed), str(saw))
+
+
+def at_most(value: float, limit: float, unit: str, saw: str = "") -> Finding:
+    """A finding that ``value`` does not exceed ``limit``."""
+    return Finding(value <= limit, saw or f"{value:.3g} {unit}, at most {limit:g} {unit} allowed", value, unit, limit)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One registered check; ``function`` takes the subject of its suite and returns a :class:`Finding`."""
+
+    id: str
+    requirement: str
+    why: str
+    todo: str
+    function: Callable[..., Finding]
+    blames: Fault = Fault.IMAGE
+    guards: bool = False
+
+    @property
+    def suite(self) -> str:
+        """The first part of the id."""
+        return self.id.partition(".")[0]
+
+
+F = TypeVar("F", bound=Callable[..., Finding])
+_registry: dict[str, Check] = {}
+
+
+def check(
+    id: str, requirement: str, *, why: str, todo: str, blames: Fault = Fault.IMAGE, guards: bool = False
+) -> Callable[[F], F]:
+    """Register the function below as the check ``id``.
+
+    ``blames`` says who has to act when it fails. ``guards`` marks a check without which nothing else that the server
+    says can be believed: where it fails, the checks after it on that allocation are ``not-measured``.
+    """
+
+    def register(function: F) -> F:
+        if id in _registry:
+            raise ValueError(f"two checks are called {id}")
+        _registry[id] = Check(id, requirement, why, todo, function, blames, guards)
+        return function
+
+    return register
+
+
+def load() -> dict[str, Check]:
+    """Every check by id, suites and checks in the order they run."""
+    for suite in ALL_SUITES:
+        importlib.import_module(f"sifproof.checks.{suite}")
+    return dict(sorted(_registry.items(), key=lambda item: ALL_SUITES.index(item[1].suite)))
+
+
+def of_suite(suite: str) -> list[Check]:
+    """The checks of ``suite`` in the order they run; raises :class:`SifproofError` for a suite that has none."""
+    if suite not in ALL_SUITES:
+        raise SifproofError(
+            f"There is no suite {suite!r}",
+            todo=f"Choose from {', '.join(ALL_SUITES)}",
+            fault=Fault.CONFIGURATION,
+        )
+    return [item for item in load().values() if item.suite == suite]

@@ -1,0 +1,66 @@
+"""The subject of the suites that look at a running server: one allocation, seen from outside."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from sifproof.checks.registry import NotMeasured
+from sifproof.sandbox.client import Result, SandboxClient
+
+
+@dataclass
+class Server:
+    """One allocation's server.
+
+    ``read_allocation_file`` reads a path below the allocation's shared directory through Nomad, never through the
+    server; it raises :class:`~sifproof.errors.SifproofError` where there is no such file.
+    """
+
+    client: SandboxClient
+    slots: int
+    ready_within_s: float
+    read_allocation_file: Callable[[str], bytes]
+    answers: dict[str, Any] = field(default_factory=dict)
+
+    def slot(self, index: int = 0) -> str:
+        """Id of the slot ``index`` counted from either end; ``not-measured`` where the config gives too few slots."""
+        try:
+            return f"slot_{range(self.slots)[index]}"
+        except IndexError:
+            raise NotMeasured(f"needs {index + 1} slots, the sandbox has {self.slots}") from None
+
+    def bash(self, command: str, *, slot: int = 0, timeout_s: float = 30.0) -> Result:
+        """Run ``command`` in a slot."""
+        return self.client.bash(self.slot(slot), command, timeout_s=timeout_s)
+
+    def write(self, path: str, content: str, *, slot: int = 0) -> Result:
+        """Write a file in a slot."""
+        return self.client.write_file(self.slot(slot), path, content)
+
+    def read(self, path: str, *, slot: int = 0) -> Result:
+        """Read a file in a slot."""
+        return self.client.read_file(self.slot(slot), path)
+
+    def read_slot_file(self, path: str, *, slot: int = 0) -> bytes:
+        """A file of a slot's workspace, read through Nomad."""
+        return self.read_allocation_file(f"{self.workspace(slot)}/{path}")
+
+    def workspace(self, slot: int = 0) -> str:
+        """A slot's workspace relative to the server's data directory, as the server names both; `slot_N` by default."""
+        name = self.slot(slot)
+        data = PurePosixPath(str(self.client.health().get("data_dir", "")))
+        for entry in self.client.slots():
+            folder = PurePosixPath(str(entry.get("workspace_dir", "")))
+            inside = folder != data and folder.is_relative_to(data) and ".." not in folder.parts
+            if entry.get("slot_id") == name and inside:
+                return str(folder.relative_to(data))
+        return name
+
+
+def nonce() -> str:
+    """A word that nothing else in the world can answer with by chance."""
+    return f"sifproof-{secrets.token_hex(12)}"

@@ -1,0 +1,278 @@
+"""Typed settings: the one source of the config's schema, its defaults and its reference page.
+
+:func:`load` turns the merged mapping that Snakemake hands over (``config/config.yaml`` plus ``--config``) into
+:class:`Settings`, or raises one :class:`~sifproof.errors.SifproofError` that names every wrong key, its value and
+what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from sifproof.errors import Fault, SifproofError
+
+Driver = Literal["singularity", "docker"]
+Suite = Literal["health", "bash", "files"]
+
+SUITES: tuple[str, ...] = get_args(Suite)
+REFERENCE = "reference"
+"""The value of ``image`` that names the reference image of this project (``sandbox/``)."""
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
+"""Part of job ids, file names and URLs: lower case, digits and hyphens, 40 characters at most."""
+
+
+def _words(value: object) -> object:
+    """``--config suites=health,bash`` arrives as one string."""
+    return re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """A mapping of the config: unknown keys are errors, numbers are not guessed from words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Sandbox(Section):
+    """One image under one driver."""
+
+    driver: Driver = Field(description="`singularity` (Nomad's raw_exec running apptainer) or `docker`")
+    image: str = Field(
+        default=REFERENCE,
+        min_length=1,
+        description="`reference`, `docker-daemon:NAME:TAG`, `docker-archive:FILE`, `oci:FOLDER`, "
+        "`oci-archive:FILE`, `docker://NAME:TAG`, or the path of a `.sif`",
+    )
+    slots: int = Field(default=5, ge=1, le=1000, description="slots per container")
+    count: int = Field(default=1, ge=1, le=1000, description="allocations; with a static port each needs a node")
+    port: Literal["auto"] | Port = Field(
+        default="auto",
+        description="singularity: the static port on the node (`auto` picks a free one when the job is rendered); "
+        "docker: the port inside the container, 8080 with `auto`; outside it is always dynamic",
+    )
+    cpu: int = Field(default=500, ge=20, description="MHz that Nomad reserves per allocation")
+    memory: int = Field(default=512, ge=32, description="MiB that Nomad reserves per allocation")
+    privileged: bool = Field(default=False, description="docker: run the container privileged; singularity: no effect")
+    datacenter: str = Field(default="dc1", min_length=1, description="Nomad datacenter to place in")
+    command: list[str] = Field(
+        default=["python3", "/app/sandbox_server.py"],
+        min_length=1,
+        description="words that start the server in the image; `--port`, `--host`, `--slots` and `--data-dir` follow",
+    )
+    workdir: str = Field(default="/app", pattern=r"^/", description="working directory of the server in the container")
+    binds: list[str] = Field(
+        default=[], description="further paths of the node in the container, `/on/the/node:/in/the/container[:ro]`"
+    )
+    environment: dict[str, str] = Field(default={}, description="variables of the server's environment; no secrets")
+    userns: Literal["auto"] | bool = Field(
+        default="auto",
+        description="singularity: run apptainer with `--userns`; `auto` does where this machine needs it",
+    )
+    optional: bool = Field(
+        default=False,
+        description="leave the sandbox out, with a line that says so, where its driver can't be had",
+    )
+
+    @model_validator(mode="after")
+    def _binds_have_two_ends(self) -> Sandbox:
+        for bind in self.binds:
+            if not re.fullmatch(r"/[^:,]*:/[^:,]*(:ro|:rw)?", bind):
+                raise ValueError(f"binds: {bind!r} is not /on/the/node:/in/the/container[:ro]")
+        return self
+
+
+class Nomad(Section):
+    """The cluster. Where neither this nor `NOMAD_ADDR` gives an address, the run starts a local agent."""
+
+    address: str | None = Field(
+        default=None, pattern=r"^https?://", description="URL of the API; `NOMAD_ADDR` where absent"
+    )
+    namespace: str | None = Field(default=None, description="namespace; `NOMAD_NAMESPACE` where absent")
+    region: str | None = Field(default=None, description="region; `NOMAD_REGION` where absent")
+    lifetime_s: Seconds = Field(
+        default=1800, description="seconds after which a job ends by itself, so that a forgotten one does not stay"
+    )
+    placed_within_s: Seconds = Field(default=60, description="seconds that Nomad has to place and start a job")
+    ready_within_s: Seconds = Field(default=60, description="seconds that a started server has to answer `/health`")
+    stopped_within_s: Seconds = Field(
+        default=10, description="seconds that a stopped job has to close its port and to leave no process and no mount"
+    )
+
+
+class Conversion(Section):
+    """How an image becomes a SIF."""
+
+    compression: Literal["zstd", "gzip"] = Field(
+        default="zstd", description="of the squashfs; gzip for nodes whose kernel or squashfuse lacks zstd"
+    )
+    level: int = Field(default=3, ge=1, le=22, description="compression level; gzip has 1 to 9")
+    tmpdir: str | None = Field(
+        default=None, description="folder to build in; absent: /dev/shm where it holds image and SIF, else TMPDIR"
+    )
+
+
+class Reference(Section):
+    """The reference image of `sandbox/`."""
+
+    base: str | None = Field(
+        default=None,
+        description="image to build on, as buildah names it; absent: a base made from Debian packages, without a registry",
+    )
+
+
+class Settings(Section):
+    """The whole config."""
+
+    sandboxes: dict[Name, Sandbox] = Field(min_length=1, description="the sandboxes under test, by name")
+    suites: Annotated[list[Suite], BeforeValidator(_words)] = Field(
+        default_factory=lambda: list(get_args(Suite)),
+        min_length=1,
+        description="suites to run; teardown is always checked",
+    )
+    driver: Driver | None = Field(default=None, description="run only the sandboxes of this driver")
+    image: str | None = Field(default=None, description="image of every sandbox, in place of its own")
+    singularity_image: str | None = Field(
+        default=None,
+        description="image of the singularity sandboxes, in place of their own: a `.sif`, or any other source",
+    )
+    nomad: Nomad = Field(default=Nomad(), description="the cluster and its time limits")
+    conversion: Conversion = Field(default=Conversion(), description="how an image becomes a SIF")
+    reference: Reference = Field(default=Reference(), description="the reference image")
+
+    @model_validator(mode="after")
+    def _static_ports_are_distinct(self) -> Settings:
+        seen: dict[int, str] = {}
+        for name, sandbox in self.selected().items():
+            if sandbox.driver == "singularity" and isinstance(sandbox.port, int):
+                if sandbox.port in seen:
+                    raise ValueError(
+                        f"sandboxes.{name}.port: {sandbox.port} is the static port of sandboxes.{seen[sandbox.port]} "
+                        "too; give each its own, or `auto`"
+                    )
+                seen[sandbox.port] = name
+        return self
+
+    @model_validator(mode="after")
+    def _level_fits_compression(self) -> Settings:
+        if self.conversion.compression == "gzip" and self.conversion.level > 9:
+            raise ValueError(f"conversion.level: {self.conversion.level} is not allowed with gzip; it has 1 to 9")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_selected(self) -> Settings:
+        if not self.selected():
+            drivers = ", ".join(sorted({s.driver for s in self.sandboxes.values()}))
+            raise ValueError(f"driver: no sandbox has driver {self.driver!r}; the config's have: {drivers}")
+        return self
+
+    def selected(self) -> dict[str, Sandbox]:
+        """The sandboxes of this run by name, with the images that the command line put in place of their own."""
+        chosen = {}
+        for name, sandbox in self.sandboxes.items():
+            if self.driver not in (None, sandbox.driver):
+                continue
+            image = self.image or sandbox.image
+            if sandbox.driver == "singularity":
+                image = self.singularity_image or image
+            # A driver that was asked for by name is wanted, not optional.
+            optional = sandbox.optional and self.driver is None
+            chosen[name] = sandbox.model_copy(update={"image": image, "optional": optional})
+        return chosen
+
+    def ordered_suites(self) -> list[str]:
+        """The suites of the run in the order they run; `health` is always among them, for it proves identity."""
+        return [s for s in SUITES if s in self.suites or s == "health"]
+
+
+def _allowed(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed beside the one at ``location``."""
+    here: Any = model
+    for part in location[:-1]:
+        if not (isinstance(here, type) and issubclass(here, BaseModel)):
+            return []
+        field = here.model_fields.get(str(part))
+        if field is None:  # a name in a mapping, such as that of a sandbox
+            continue
+        arguments = [a for a in get_args(field.annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+        here = arguments[0] if arguments else field.annotation
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    """One sentence for each wrong key: the key, its value, what is allowed."""
+    sentences: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
+    for item in error.errors(include_url=False):
+        location = item["loc"]
+        # pydantic adds the branch of a union to the path ("literal['auto']", "constrained-int"): not a key.
+        key = ".".join(
+            str(p) for p in location if not re.match(r"(literal\[|constrained-|function-|int$|bool$)", str(p))
+        )
+        if item["type"] == "extra_forbidden":
+            allowed = _allowed(Settings, location)
+            close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+            hint = f"did you mean `{close[0]}`? " if close else ""
+            text = f"no such key; {hint}allowed are {', '.join(allowed)}"
+        elif item["type"] == "missing":
+            text = "is missing"
+        elif item["type"] == "value_error":
+            text = str(item["ctx"]["error"])
+        elif item["type"] == "string_pattern_mismatch" and str(location[-1]) == "[key]":
+            text = "a name has lower-case letters, digits and hyphens, 40 characters at most"
+        else:
+            text = item["msg"][0].lower() + item["msg"][1:]
+        if item["type"] not in ("missing", "value_error"):
+            values[key] = f" = {item['input']!r}"
+        if text not in sentences.setdefault(key, []):
+            sentences[key].append(text)
+    return [
+        f"{key}{values.get(key, '')}: {', or '.join(texts)}" if key else "; ".join(texts)
+        for key, texts in sentences.items()
+    ]
+
+
+def load(mapping: Mapping[str, Any], source: str = "config/config.yaml") -> Settings:
+    """The settings in ``mapping``.
+
+    Raises :class:`SifproofError` (fault: configuration) that names each wrong key, its value and what is allowed.
+    """
+    try:
+        return Settings.model_validate(dict(mapping))
+    except ValidationError as error:
+        wrong = _sentences(error)
+        raise SifproofError(
+            f"The configuration is not valid ({source})",
+            why="\n".join(f"  {sentence}" for sentence in [*wrong, ""]),
+            todo="See docs/reference/config.md, which lists every key",
+            fault=Fault.CONFIGURATION,
+        ) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in the YAML file ``path``; raises :class:`SifproofError` where it can't be read as one."""
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SifproofError(
+            f"The configuration {path} can't be read", why=str(error.strerror), fault=Fault.CONFIGURATION
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SifproofError(
+            f"The configuration {path} is not YAML", why=str(error), fault=Fault.CONFIGURATION
+        ) from None
+    if not isinstance(mapping, dict):
+        raise SifproofError(
+            f"The configuration {path} holds no mapping",
+            why="keys such as `sandboxes:` are expected",
+            fault=Fault.CONFIGURATION,
+        )
+    return mapping

@@ -1,0 +1,199 @@
+"""HTTP client of one sandbox server. Nothing that comes over the wire is trusted: not its shape, size or pace."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import requests
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sifproof.errors import Fault, SifproofError
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""More than any answer of the protocol needs: an archive is the largest, and servers limit those."""
+
+_CONNECT_TIMEOUT_S = 5.0
+_GRACE_S = 10.0
+"""What a server may take beyond the time-out that it was asked to keep."""
+
+
+class ServerError(SifproofError):
+    """The server did not answer as the protocol says. ``status`` is the HTTP status, or None without an answer."""
+
+    def __init__(self, what: str, *, why: str = "", todo: str = "", status: int | None = None) -> None:
+        super().__init__(what, why=why, todo=todo, fault=Fault.IMAGE)
+        self.status = status
+
+
+class Result(BaseModel):
+    """What a tool answered."""
+
+    model_config = ConfigDict(strict=True)
+
+    success: bool
+    output: str = ""
+    error: str = ""
+    execution_id: str | None = None
+    metadata: dict[str, Any] = Field(default={})
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of a ``bash`` call: 0 where it succeeded, None where the server gives none."""
+        if self.success:
+            return 0
+        code = self.metadata.get("exit_code")
+        return code if isinstance(code, int) else None
+
+    def __str__(self) -> str:
+        parts = [f"success={self.success}"]
+        parts += [f"{name}={_short(text)}" for name in ("output", "error") if (text := getattr(self, name))]
+        if not self.success:
+            parts.append(f"exit_code={self.metadata.get('exit_code')!r}")
+        return ", ".join(parts)
+
+
+def _short(text: str, limit: int = 200) -> str:
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text)} characters)"
+
+
+class SandboxClient:
+    """One server at ``url`` (``http://10.0.0.5:8080``, IPv6 bracketed). May be shared by threads.
+
+    Every method raises :class:`ServerError` where the server does not answer in time or not as the protocol says.
+    A tool that fails is an answer, not an error: look at :attr:`Result.success`.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        # requests.Session is not documented as thread-safe.
+        self._local = threading.local()
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = requests.Session()
+            # A proxy of the environment can't reach a node's port, and must not see what passes.
+            session.trust_env = False
+            self._local.session = session
+        return session
+
+    def request(
+        self, method: str, path: str, body: object = None, *, raw: bytes | None = None, timeout_s: float | None = None
+    ) -> tuple[int, bytes]:
+        """Status and body of any answer; ``raw`` is sent as it is, ``body`` as JSON."""
+        deadline = time.monotonic() + (timeout_s or self.timeout_s) + _GRACE_S
+        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+        try:
+            with self._session().request(
+                method,
+                self.url + path,
+                data=data,
+                headers={"Content-Type": "application/json"} if data is not None else {},
+                timeout=(_CONNECT_TIMEOUT_S, (timeout_s or self.timeout_s) + _GRACE_S),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                answer = bytearray()
+                for chunk in response.iter_content(65536):
+                    answer += chunk
+                    if len(answer) > MAX_ANSWER_BYTES:
+                        raise ServerError(f"{method} {path}: the answer exceeds {MAX_ANSWER_BYTES} bytes")
+                    if time.monotonic() > deadline:
+                        raise ServerError(f"{method} {path}: the answer was still coming after the time-out")
+                return response.status_code, bytes(answer)
+        except requests.Timeout:
+            raise ServerError(f"{method} {path}: no answer within {timeout_s or self.timeout_s:g} s") from None
+        except requests.RequestException as error:
+            raise ServerError(f"{method} {path}: no answer", why=_reason(error)) from None
+
+    def _json(self, method: str, path: str, body: object = None, *, timeout_s: float | None = None) -> Any:
+        status, answer = self.request(method, path, body, timeout_s=timeout_s)
+        if status != 200:
+            raise ServerError(
+                f"{method} {path}: HTTP {status}", why=_short(answer.decode("utf-8", "replace")), status=status
+            )
+        try:
+            return json.loads(answer)
+        except (ValueError, RecursionError):
+            raise ServerError(
+                f"{method} {path}: the answer is not JSON", why=_short(answer.decode("utf-8", "replace")), status=status
+            ) from None
+
+    def _object(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        answer = self._json(method, path, body)
+        if not isinstance(answer, dict):
+            raise ServerError(f"{method} {path}: the answer is no JSON object", why=_short(repr(answer)))
+        return answer
+
+    def health(self) -> dict[str, Any]:
+        """``GET /health`` as it came: a JSON object."""
+        return self._object("GET", "/health")
+
+    def slots(self) -> list[dict[str, Any]]:
+        """The list in ``GET /slots``."""
+        slots = self._object("GET", "/slots").get("slots")
+        if not isinstance(slots, list) or not all(isinstance(slot, dict) for slot in slots):
+            raise ServerError("GET /slots: `slots` is no list of objects", why=_short(repr(slots)))
+        return slots
+
+    def execute(
+        self,
+        slot: str,
+        tool: str,
+        args: dict[str, Any],
+        *,
+        timeout_s: float | None = None,
+        execution_id: str | None = None,
+    ) -> Result:
+        """``POST /execute``: one tool in one slot; ``timeout_s`` is the server's to keep."""
+        call: dict[str, Any] = {"slot_id": slot, "tool": tool, "args": args, "timeout": timeout_s or self.timeout_s}
+        if execution_id is not None:
+            call["execution_id"] = execution_id
+        return _result("POST /execute", self._json("POST", "/execute", call, timeout_s=timeout_s))
+
+    def bash(self, slot: str, command: str, *, timeout_s: float | None = None, **options: bool) -> Result:
+        """Run ``command`` by the ``bash`` tool; ``options`` are its switches, such as ``allow_network``."""
+        return self.execute(slot, "bash", {"command": command, **options}, timeout_s=timeout_s)
+
+    def read_file(self, slot: str, path: str) -> Result:
+        """The text of ``path`` in the slot's workspace, as :attr:`Result.output`."""
+        return self.execute(slot, "read_file", {"path": path})
+
+    def write_file(self, slot: str, path: str, content: str) -> Result:
+        """Write ``content`` to ``path`` in the slot's workspace; parents are made."""
+        return self.execute(slot, "write_file", {"path": path, "content": content})
+
+    def batch(self, calls: list[dict[str, Any]], *, timeout_s: float | None = None) -> list[Result]:
+        """``POST /batch``: many calls at once, their results in request order."""
+        answer = self._json("POST", "/batch", calls, timeout_s=timeout_s)
+        if not isinstance(answer, list) or len(answer) != len(calls):
+            raise ServerError(f"POST /batch: not a list of {len(calls)} results", why=_short(repr(answer)))
+        return [_result("POST /batch", item) for item in answer]
+
+    def reset(self, slot: str) -> Result:
+        """``POST /reset``: afterwards the slot's workspace is empty."""
+        return _result("POST /reset", self._json("POST", "/reset", {"slot_id": slot}))
+
+    def artifact(self, call: str, slot: str, path: str, **options: Any) -> dict[str, Any]:
+        """``POST /artifacts/<call>``: ``read``, ``list`` or ``archive``, as it came."""
+        return self._object("POST", f"/artifacts/{call}", {"slot_id": slot, "path": path, **options})
+
+
+def _result(call: str, answer: object) -> Result:
+    try:
+        return Result.model_validate(answer)
+    except ValidationError as error:
+        wrong = "; ".join(f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors(include_url=False))
+        raise ServerError(f"{call}: the answer is no result", why=wrong) from None
+
+
+def _reason(error: requests.RequestException) -> str:
+    """The innermost reason: urllib3 wraps the operating system's word in three layers of representation."""
+    inner: BaseException = error
+    while (deeper := inner.__cause__ or inner.__context__) is not None:
+        inner = deeper
+    return str(inner)
