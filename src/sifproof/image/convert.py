@@ -1,0 +1,380 @@
+"""From an image to a SIF, by the fastest way that the machine allows.
+
+Fast is: skopeo copies the layers, uncompressed, into an OCI layout on a tmpfs, and Apptainer builds from that layout,
+its scratch directory on the same tmpfs, with zstd. A plain `apptainer build` of a Docker archive compresses every
+layer and unpacks it again before it makes the SIF, on disk, with gzip at its highest level. Where a part of the fast
+way is missing, the conversion goes on without it, and the provenance says so.
+
+The SIF is built under a temporary name in the store and renamed: under its real name there is a whole SIF or none.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+import sifproof
+from sifproof import tools
+from sifproof.errors import Fault, SifproofError
+from sifproof.image import daemon, process, scratch, sif
+from sifproof.image.digest import SourceDigest, digest, file_digest, registry_error, registry_login
+from sifproof.image.process import ToolFailure
+from sifproof.image.provenance import ConversionSettings, Provenance, SifStore
+from sifproof.image.scratch import Place
+from sifproof.image.source import Kind, Source, verify
+
+logger = logging.getLogger(__name__)
+
+# gzip makes about a third of what root file systems hold.
+_COMPRESSION_RATIO = 3
+# On a tmpfs a file takes whole pages; on top come the tables of mksquashfs and manifests.
+_ROUNDING = 1.2
+_SMALL = 64 * 1024 * 1024
+# What a registry did not tell the size of.
+_UNKNOWN_BYTES = 2 * 1024**3
+
+
+def convert(
+    source: Source, store: Path, settings: ConversionSettings | None = None, *, log: Path
+) -> Provenance:
+    """Make the SIF of ``source`` in ``store``, or find it there; a source that is a SIF already stays where it is.
+
+    An image whose content, tools and arguments are those of a SIF in the store is not converted again. Two calls for
+    one image at once make one SIF: the second waits for the first. What was left over by calls that were killed is
+    removed.
+
+    Args:
+        source: of any kind.
+        store: directory of the SIFs; made where it is missing.
+        settings: how to convert; the defaults are the fast way.
+        log: file that gets the output of all tools, appended.
+
+    Raises:
+        SifproofError: (configuration) there is no such image, or it is for another processor; (image) it can't be
+            converted; (infrastructure) a disk is full, a tool is missing, a registry does not answer.
+    """
+    settings = settings or ConversionSettings()
+    shelf = SifStore(store)
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SifproofError(f"Cannot make the directory {error.filename}", why=str(error.strerror)) from error
+    verify(source)
+    identity = digest(source, cache=shelf.digests)
+    if source.kind is Kind.SIF:
+        return _existing(source, identity, shelf)
+    versions = {"sifproof": sifproof.__version__} | {
+        name: tools.require(name).version for name in ("apptainer", "mksquashfs")
+    }
+    if (skopeo := tools.find("skopeo")) is not None:
+        versions["skopeo"] = skopeo.version
+    key = shelf.key(identity, versions, settings)
+    with _ends_on_sigterm():
+        if scratch.is_locked(shelf.lock(key)):
+            logger.info("Another conversion of %s is under way; waiting for it", source)
+        with scratch.lock(shelf.lock(key)) as held:
+            places = _places(settings, store)
+            for leftover in scratch.sweep([*(p.path for p in places), store]):
+                logger.info("Removed %s, left over from a conversion that was killed", leftover)
+            found, defect = shelf.find(key)
+            if found is not None:
+                logger.info("The SIF of %s is in the store: %s", source, shelf.sif(key))
+                return found.model_copy(
+                    update={
+                        "source": str(source),
+                        "manifest_digest": identity.manifest_digest,
+                        "sif": str(shelf.sif(key)),
+                        "reused": True,
+                    }
+                )
+            conversion = _Conversion(source, identity, shelf, settings, log, held)
+            if defect:
+                conversion.say(f"the SIF in the store was not used: {defect}")
+            made = conversion.in_the_best_of(places, key, versions)
+            logger.info("Made %s of %s in %.1f s", made.sif, source, made.seconds["total"])
+            return made
+
+
+class _Step(NamedTuple):
+    name: str
+    tool: str
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+class _Conversion:
+    """One conversion on its way: what has been said, done and measured so far."""
+
+    def __init__(
+        self,
+        source: Source,
+        identity: SourceDigest,
+        shelf: SifStore,
+        settings: ConversionSettings,
+        log: Path,
+        held: int,
+    ) -> None:
+        self.source = source
+        self.identity = identity
+        self.shelf = shelf
+        self.settings = settings
+        self.log = log
+        self.held = held
+        self.fallbacks: list[str] = []
+        self.commands: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    def say(self, fallback: str) -> None:
+        logger.warning("%s: %s", self.source, fallback)
+        self.fallbacks.append(fallback)
+
+    def in_the_best_of(self, places: list[Place], key: str, versions: dict[str, str]) -> Provenance:
+        """Convert in the first of ``places`` that turns out to hold it."""
+        need = _need_bytes(self.source, self.identity)
+        chosen = scratch.choose(places, need)
+        for place in places:
+            if place.in_memory and place not in chosen:
+                self.say(
+                    f"works on disk: it may need {_gigabytes(need)}, and {place.path} has "
+                    f"{_gigabytes(place.free_bytes())} to give"
+                )
+        begin = time.monotonic()
+        for place in chosen:
+            try:
+                with scratch.directory(place.path) as (work, held), scratch.directory(self.shelf.path) as (new, owned):
+                    made = new / "image.sif"
+                    self._make(made, work, (self.held, held, owned))
+                    return self._finish(made, place, key, versions, begin)
+            except ToolFailure as failure:
+                if place is chosen[-1] or not _lacks_space(failure, in_memory=place.in_memory):
+                    self._give_up(failure, place)
+                self.say(f"works on disk: {place.path} was full, whatever it promised")
+            except OSError as error:
+                raise SifproofError(f"Cannot convert {self.source} in {place}", why=str(error)) from error
+        raise AssertionError("the last place returns or raises")
+
+    def _make(self, made: Path, work: Path, keep: tuple[int, ...]) -> None:
+        reference = self._layout(work, keep)
+        self._build(made, reference, work, keep)
+
+    def _layout(self, work: Path, keep: tuple[int, ...]) -> str:
+        """Bring the image into a form that Apptainer reads fast; returns how Apptainer calls it."""
+        source, reference = self.source, _transport(self.source)
+        if source.kind is Kind.OCI and self.identity.raw_layers and not source.reference:
+            return reference
+        if source.kind is Kind.DOCKER_DAEMON:
+            archive = work / "image.tar"
+            self._run("save", "docker", ["save", "--output", str(archive), source.location], keep=keep)
+            reference = f"docker-archive:{archive}"
+        if tools.find("skopeo") is None:
+            self.say("Apptainer reads the image itself, which is slower: there is no skopeo")
+            return reference
+        layout = work / "layout"
+        with registry_login(source) as login:
+            options = ["--src-authfile" if o == "--authfile" else o for o in login]
+            self._run(
+                "copy",
+                "skopeo",
+                ["--insecure-policy", "copy", *options, "--dest-oci-accept-uncompressed-layers", reference]
+                + [f"oci:{layout}:latest"],
+                # skopeo unpacks archives there; its default is /var/tmp.
+                environment={"TMPDIR": str(work)},
+                keep=keep,
+            )
+        (work / "image.tar").unlink(missing_ok=True)
+        return f"oci:{layout}"
+
+    def _build(self, made: Path, reference: str, work: Path, keep: tuple[int, ...]) -> None:
+        arguments = self.settings.mksquashfs_arguments
+        try:
+            self._apptainer(made, reference, work, arguments, keep)
+        except ToolFailure as failure:
+            if not (self.settings.compression == "zstd" and "zstd" in failure.output.lower()):
+                raise
+            self.say("compressed with gzip: mksquashfs knows no zstd")
+            arguments = ConversionSettings(compression="gzip").mksquashfs_arguments
+            made.unlink(missing_ok=True)
+            self._apptainer(made, reference, work, arguments, keep)
+
+    def _apptainer(self, made: Path, reference: str, work: Path, arguments: str, keep: tuple[int, ...]) -> None:
+        self._run(
+            "build",
+            "apptainer",
+            ["--nocolor", "build", "--disable-cache", "--mksquashfs-args", arguments, str(made), reference],
+            environment={"APPTAINER_TMPDIR": str(work)},
+            keep=keep,
+        )
+
+    def _run(
+        self,
+        step: str,
+        tool: str,
+        arguments: list[str],
+        *,
+        environment: dict[str, str] | None = None,
+        keep: tuple[int, ...],
+    ) -> None:
+        logger.info("%s: %s (%s)", self.source, _STEPS[step], tool)
+        self.commands.append(f"{tool} {' '.join(arguments)}")
+        begin = time.monotonic()
+        try:
+            process.run(
+                tool,
+                arguments,
+                log=self.log,
+                timeout_s=self.settings.timeout_s,
+                environment=environment,
+                keep=keep,
+            )
+        finally:
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - begin, 3)
+
+    def _finish(
+        self, made: Path, place: Place, key: str, versions: dict[str, str], begin: float
+    ) -> Provenance:
+        sif.read_header(made)
+        hashing = time.monotonic()
+        sha256 = file_digest(made)
+        self.seconds["hash"] = round(time.monotonic() - hashing, 3)
+        self.seconds["total"] = round(time.monotonic() - begin, 3)
+        provenance = Provenance(
+            source=str(self.source),
+            digest=self.identity.digest,
+            manifest_digest=self.identity.manifest_digest,
+            architecture=self.identity.architecture,
+            key=key,
+            sif=str(self.shelf.sif(key)),
+            sha256=sha256,
+            size_bytes=made.stat().st_size,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=versions,
+            arguments=self.commands,
+            seconds=self.seconds,
+            worked_in="memory" if place.in_memory else "disk",
+            fallbacks=self.fallbacks,
+            image=self.identity.config,
+            labels=sif.read_labels(made),
+        )
+        self.shelf.put(made, provenance)
+        return provenance
+
+    def _give_up(self, failure: ToolFailure, place: Place) -> NoReturn:
+        what = f"The image {self.source} can't be converted"
+        log = f"the whole output is in {self.log}"
+        if _lacks_space(failure, in_memory=place.in_memory):
+            raise SifproofError(
+                what,
+                why=f"no space is left in {place.path} or in the store {self.shelf.path}",
+                todo=f"make room there (it may need {_gigabytes(_need_bytes(self.source, self.identity))}), "
+                "or name another directory to work in; " + log,
+            ) from failure
+        if failure.name == "skopeo" and self.source.kind is Kind.REGISTRY:
+            raise registry_error(self.source, failure) from failure
+        if failure.status is None:
+            raise SifproofError(
+                what, why=f"{failure.name} took longer than {self.settings.timeout_s:g} s", todo=log
+            ) from failure
+        machine = failure.status < 0 or any(word in failure.output.lower() for word in _MACHINE_AT_FAULT)
+        raise SifproofError(
+            what,
+            why=f"{failure.name} says: {failure.last_words}",
+            todo=log,
+            fault=Fault.INFRASTRUCTURE if machine else Fault.IMAGE,
+        ) from failure
+
+
+_STEPS = {
+    "save": "taking the image out of the engine",
+    "copy": "copying the layers",
+    "build": "building the SIF",
+}
+# Words in the output of a tool that the image can't be blamed for.
+_MACHINE_AT_FAULT = (
+    "user namespace",
+    "requesting capability",
+    "operation not permitted",
+    "permission denied",
+    "read-only file system",
+    "input/output error",
+    "cannot connect to the docker daemon",
+    "executable file not found",
+    "cannot allocate memory",
+)
+
+
+def _existing(source: Source, identity: SourceDigest, shelf: SifStore) -> Provenance:
+    return Provenance(
+        source=str(source),
+        digest=identity.digest,
+        architecture=identity.architecture,
+        sif=str(source.path.absolute()),
+        sha256=identity.digest.removeprefix("sha256:"),
+        size_bytes=source.path.stat().st_size,
+        created="",
+        versions={"sifproof": sifproof.__version__, "apptainer": tools.require("apptainer").version},
+        labels=sif.read_labels(source.path),
+        reused=True,
+    )
+
+
+def _places(settings: ConversionSettings, store: Path) -> list[Place]:
+    memory = [Place(settings.memory, in_memory=True)] if settings.memory else []
+    disk = settings.scratch or (Path(tempfile.gettempdir()) if "TMPDIR" in os.environ else Path("/var/tmp"))  # noqa: S108
+    return [*memory, Place(disk, in_memory=False), Place(store, in_memory=False)]
+
+
+def _transport(source: Source) -> str:
+    """``source`` as skopeo and Apptainer call it."""
+    if not source.is_file:
+        return str(source)
+    return f"{source.kind}:{source.path}" + (f":{source.reference}" if source.reference else "")
+
+
+def _need_bytes(source: Source, identity: SourceDigest) -> int:
+    """Room that a conversion may take at its peak: archive (where it is unpacked too), layers, files and SIF."""
+    held = identity.layer_bytes or _UNKNOWN_BYTES
+    layers = held if identity.raw_layers else held * _COMPRESSION_RATIO
+    archive = held if source.kind in (Kind.DOCKER_DAEMON, Kind.OCI_ARCHIVE) else 0
+    return int((archive + layers + layers + layers / _COMPRESSION_RATIO) * _ROUNDING) + _SMALL
+
+
+def _lacks_space(failure: ToolFailure, *, in_memory: bool) -> bool:
+    # A control group that runs out of memory kills instead.
+    return "no space left" in failure.output.lower() or (
+        in_memory and (failure.status in (-signal.SIGKILL, 137) or "signal: killed" in failure.output)
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+@contextmanager
+def _ends_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that what it interrupts cleans up, as Ctrl-C does."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,87 @@
+"""The images of the Docker engine, through the `docker` command.
+
+The command knows DOCKER_HOST, contexts, TLS and ssh, and speaks whatever version of the API the engine speaks; skopeo's
+own docker-daemon transport is too old for today's engines in some distributions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from sifproof import tools
+from sifproof.errors import Fault, SifproofError
+from sifproof.image.process import ToolFailure, capture, run
+
+
+class EngineImage(NamedTuple):
+    """An image as the engine knows it."""
+
+    id: str
+    architecture: str
+    size_bytes: int
+    config: dict[str, object]
+    """The engine's ``Config``: the same names as in an OCI image's config."""
+    layers: list[str]
+
+
+def inspect(name: str) -> EngineImage:
+    """The engine's image ``name``.
+
+    Raises:
+        SifproofError: (configuration) there is no engine, or it has no such image.
+    """
+    require_engine(f"docker-daemon:{name}")
+    try:
+        found = json.loads(capture("docker", "image", "inspect", name))[0]
+    except ToolFailure as failure:
+        if "no such image" not in failure.output.lower():
+            raise SifproofError(
+                f"The Docker engine can't show the image {name}", why=failure.last_words
+            ) from failure
+        raise SifproofError(
+            f"The image docker-daemon:{name} does not exist",
+            why=f"the Docker engine has no such image{_similar(name)}",
+            todo=f"build or `docker pull {name}`, or name another one",
+            fault=Fault.CONFIGURATION,
+        ) from failure
+    return EngineImage(
+        id=found["Id"],
+        architecture=found.get("Architecture", ""),
+        size_bytes=found.get("Size", 0),
+        config=found.get("Config") or {},
+        layers=(found.get("RootFS") or {}).get("Layers") or [],
+    )
+
+
+def save(name: str, archive: Path, *, log: Path, timeout_s: float, keep: tuple[int, ...] = ()) -> None:
+    """Write the engine's image ``name`` to ``archive``, a Docker archive."""
+    run("docker", ["save", "--output", str(archive), name], log=log, timeout_s=timeout_s, keep=keep)
+
+
+def require_engine(wanted_for: str) -> str:
+    """The version of the engine.
+
+    Raises:
+        SifproofError: (configuration) none answers.
+    """
+    why = "the command `docker` is missing"
+    if tools.find("docker") is not None:
+        try:
+            return capture("docker", "version", "--format", "{{.Server.Version}}", timeout_s=10).decode().strip()
+        except ToolFailure as failure:
+            why = failure.last_words
+    raise SifproofError(
+        f"No Docker engine answers, and {wanted_for} needs one",
+        why=why,
+        todo="start the engine or set DOCKER_HOST; or name an image of another kind, such as docker-archive:PATH",
+        fault=Fault.CONFIGURATION,
+    )
+
+
+def _similar(name: str) -> str:
+    names = capture("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").decode().split()
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    return f"; similar ones: {', '.join(close)}" if close else ""

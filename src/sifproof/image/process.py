@@ -1,0 +1,133 @@
+"""Running the tools that read and make images.
+
+Plain subprocess rather than spython's ``run_command``: that one keeps all output in memory until the end (nothing to
+watch in a log, nothing left of a run that was killed), knows no time-out, and leaves the tool running when its caller
+is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sifproof import tools
+from sifproof.errors import SifproofError
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_NOISE = re.compile(r"^(INFO|WARNING|DEBUG|VERBOSE):|^\s*$|^(Copying|Getting|Writing|Storing) ", re.MULTILINE)
+
+
+class ToolFailure(Exception):  # noqa: N818 (it is caught and judged; what reaches a person is a SifproofError)
+    """A tool ended with another exit status than 0, or not in time."""
+
+    def __init__(self, name: str, status: int | None, output: str) -> None:
+        self.name = name
+        self.status = status
+        """Exit status, negative for a signal, None for a time-out."""
+        self.output = _COLOUR.sub("", output)
+        super().__init__(name, status)
+
+    @property
+    def last_words(self) -> str:
+        """The last lines that say something, in one line."""
+        lines = [line.strip() for line in self.output.splitlines() if not _NOISE.search(line)]
+        said = " | ".join(lines[-3:])[-600:]
+        if self.status is None:
+            return "it did not end in time" + (f"; its last words: {said}" if said else "")
+        return said or f"exit status {self.status}, and it said nothing"
+
+
+def capture(name: str, *arguments: str, timeout_s: float = 60.0) -> bytes:
+    """Run the tool ``name`` and return what it writes to standard output.
+
+    Raises:
+        ToolFailure: it failed.
+        SifproofError: there is no such tool.
+    """
+    command = [str(tools.require(name).path), *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=timeout_s,
+            env=tools.environment(),
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ToolFailure(name, None, (error.stderr or b"").decode(errors="replace")) from error
+    if done.returncode != 0:
+        raise ToolFailure(name, done.returncode, done.stderr.decode(errors="replace"))
+    return done.stdout
+
+
+def run(
+    name: str,
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+    keep: Sequence[int] = (),
+) -> None:
+    """Run the tool ``name``, its output appended to ``log`` as it comes. It dies with its caller, however that ends.
+
+    Args:
+        name: as :func:`sifproof.tools.require` knows it.
+        arguments: what follows the name.
+        log: file that gets the command line and all output.
+        timeout_s: seconds until it is stopped.
+        environment: variables beside those of :func:`sifproof.tools.environment`.
+        keep: file descriptors, of locks, that it inherits: what they guard stays guarded until it has ended too.
+
+    Raises:
+        ToolFailure: it failed.
+        SifproofError: there is no such tool, or it can't be started.
+    """
+    tool = tools.require(name)
+    with log.open("a+b") as stream:
+        stream.write(f"$ {name} {' '.join(arguments)}\n".encode())
+        stream.flush()
+        begin = stream.tell()
+        try:
+            process = subprocess.Popen(  # noqa: PLW1509 (one prctl of a library that is loaded already)
+                [str(tool.path), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env={**tools.environment(), **(environment or {})},
+                pass_fds=keep,
+                preexec_fn=_die_with_parent,
+            )
+        except OSError as error:
+            raise SifproofError(f"{name} can't be started", why=str(error)) from error
+        try:
+            status: int | None = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            _end(process)
+        if status != 0:
+            stream.seek(begin)
+            raise ToolFailure(name, status, stream.read().decode(errors="replace"))
+
+
+def _die_with_parent() -> None:
+    # SIGTERM: apptainer then ends mksquashfs and removes what it unpacked.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
