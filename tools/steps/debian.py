@@ -339,7 +339,7 @@ def _finish_apptainer(fresh: Path, final: Path) -> None:
 
 # Where the machine has no signature policy, buildah refuses to work, and only an option of its subcommands names one.
 _BUILDAH = """\
-export CONTAINERS_CONF="${CONTAINERS_CONF:-@/containers.conf}"
+export CONTAINERS_CONF="${CONTAINERS_CONF:-BUNDLE/containers.conf}"
 if [ ! -e /etc/containers/policy.json ] && [ ! -e "${HOME:-}/.config/containers/policy.json" ]; then
     subcommand=
     for word do
@@ -348,18 +348,18 @@ if [ ! -e /etc/containers/policy.json ] && [ ! -e "${HOME:-}/.config/containers/
         case "$subcommand$word" in
             bud | build | commit | from | pull | push)
                 subcommand="$word "
-                set -- "$@" --signature-policy '@/etc/containers/policy.json' ;;
+                set -- "$@" --signature-policy 'BUNDLE/etc/containers/policy.json' ;;
         esac
     done
 fi
-exec '@/usr/bin/buildah' "$@"
+exec 'BUNDLE/usr/bin/buildah' "$@"
 """
 
 
 def _finish_images(fresh: Path, final: Path) -> None:
     # buildah does not start without its network helper, even where it sets up no network, and looks below / only.
     (fresh / "containers.conf").write_text(f'[engine]\nhelper_binaries_dir = ["{final}/usr/lib/podman"]\n')
-    _write_wrapper(fresh / "buildah", _BUILDAH.replace("@", str(final)))
+    _write_wrapper(fresh / "buildah", _BUILDAH.replace("BUNDLE", str(final)))
     places.link("skopeo", final / "usr/bin/skopeo")
     places.link("buildah", final / "buildah")
 
