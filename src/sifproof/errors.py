@@ -43,5 +43,7 @@ class SifproofError(Exception):
         else:
             text += "."
         if self.todo:
-            text += ("\n" if lines else " ") + self.todo.rstrip(".") + "."
+            first = self.todo.partition(" ")[0]
+            todo = self.todo[0].upper() + self.todo[1:] if first.isalpha() else self.todo
+            text += ("\n" if lines else " ") + todo.rstrip(".") + "."
         return text

@@ -15,9 +15,10 @@ Everything lies under ``results/runs/<run>/``:
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -106,6 +107,10 @@ class Plan(BaseModel):
     tools: dict[str, str] = Field(default_factory=dict, description="version and origin of each tool by name")
     sandboxes: list[PlannedSandbox]
 
+    def sandbox(self, name: str) -> PlannedSandbox:
+        """The sandbox ``name``."""
+        return next(sandbox for sandbox in self.sandboxes if sandbox.name == name)
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that a reader sees the old file or the whole new one, never a part."""
@@ -121,9 +126,12 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> None:
-    """Write ``verdicts`` to ``path`` as JSON lines."""
-    write_atomically(path, "".join(v.model_dump_json() + "\n" for v in verdicts))
+def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> str:
+    """Write ``verdicts`` to ``path`` as JSON lines; returns how many there are of each word, in words."""
+    rows = list(verdicts)
+    write_atomically(path, "".join(v.model_dump_json() + "\n" for v in rows))
+    counts = Counter(v.verdict for v in rows)
+    return ", ".join(f"{counts[word]} {word}" for word in get_args(Word) if counts[word]) or "no verdict"
 
 
 def read_verdicts(path: Path) -> Iterator[Verdict]:

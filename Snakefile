@@ -1,0 +1,54 @@
+"""From a Docker image to a verdict: convert, submit, check, tear down, report, decide. See docs/explanation/flow.md."""
+
+import os
+import sys
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+if "sandboxes" not in config:
+
+    configfile: "config/config.yaml"
+
+
+sys.path.insert(0, os.path.join(workflow.basedir, "src"))
+from sifproof import pipeline
+
+# Scripts of conda environments and on cluster nodes find the library as this process does.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])
+)
+
+flow = pipeline.begin(config)
+R = str(flow.run.folder)
+
+
+wildcard_constraints:
+    sandbox=flow.names(),
+    suite="|".join(flow.suites),
+
+
+localrules:
+    all,
+
+
+include: "workflow/rules/preflight.smk"
+include: "workflow/rules/image.smk"
+include: "workflow/rules/job.smk"
+include: "workflow/rules/checks.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{R}/accepted",
+
+
+onsuccess:
+    pipeline.end(flow.run)
+
+
+onerror:
+    pipeline.end(flow.run)

@@ -1,0 +1,136 @@
+"""The command line: ``sifproof run | checks | sweep``."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from sifproof import __version__, run
+from sifproof.errors import Fault, SifproofError
+from sifproof.records import FaultRecord
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry of the command; returns its exit code."""
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    try:
+        if known.command == "run":
+            return _run(rest)
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return _checks() if known.command == "checks" else _sweep(known)
+    except SifproofError as error:
+        print(f"sifproof: {error}", file=sys.stderr)
+        return error.fault.exit_code
+    except KeyboardInterrupt:
+        return Fault.INCOMPLETE.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sifproof", description="The acceptance gate for agent sandboxes on HPC clusters."
+    )
+    parser.add_argument("--version", action="version", version=f"sifproof {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "run",
+        help="run the gate; further arguments go to Snakemake",
+        description="Run the gate. Every argument goes on to Snakemake; --cores 4 is added where none is given.",
+        epilog="exit codes: 0 accepted, 1 image rejected, 2 wrong usage or configuration, 3 infrastructure at fault, "
+        "4 incomplete or interrupted",
+        add_help=True,
+    )
+    commands.add_parser("checks", help="list the checks: id, who is to blame, what is required")
+    sweep = commands.add_parser(
+        "sweep",
+        help="end what killed runs left: their jobs on the cluster, their local agents",
+        description="End what killed runs left. Where NOMAD_ADDR is set, jobs of sifproof on that cluster are stopped "
+        "and purged: those of the run given, or of every run.",
+    )
+    sweep.add_argument("run", nargs="?", help="id of one run; every run's where absent, those under way too")
+    return parser
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Snakemake below this process, so that its exit code can be put in the gate's words."""
+    this = run.Run(os.environ.get(run.RUN_VARIABLE) or run.new_id())
+    environ = {**os.environ, run.RUN_VARIABLE: this.id}
+    environ.pop(run.PID_VARIABLE, None)
+    cores = [] if any(_names_cores(a) for a in arguments) else ["--cores", "4"]
+    # Snakemake gets the terminal's Ctrl-C itself; this process waits for it to clean up.
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snakemake", *cores, *arguments], env=environ, preexec_fn=_child_of_this
+        )
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            process.send_signal(number)
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, forward)
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    return _exit_code(this, code)
+
+
+def _names_cores(argument: str) -> bool:
+    return argument.startswith(("--cores", "--jobs", "--profile", "--workflow-profile")) or argument[:2] in ("-c", "-j")
+
+
+def _child_of_this() -> None:
+    """In the child: Ctrl-C is for Snakemake, and it does not outlive this process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _exit_code(this: run.Run, code: int) -> int:
+    """What the gate decided; where it was not reached, who kept it from deciding."""
+    from sifproof.report.verdict import read_verdict  # noqa: PLC0415 - pulls in pydantic models
+
+    if not this.folder.exists():
+        # Nothing ran: a dry run, --lint, --version, or arguments and settings that Snakemake refused.
+        return 0 if code == 0 else Fault.CONFIGURATION.exit_code
+    faults = this.folder / "faults" / "preflight.json"
+    if faults.exists():
+        return FaultRecord.model_validate_json(faults.read_bytes()).fault.exit_code
+    try:
+        decided = read_verdict(this.results, this.id).exit_code
+    except SifproofError:
+        print(
+            f"sifproof: run {this.id} ended before its verdict; its logs are in {this.folder / 'logs'}", file=sys.stderr
+        )
+        return Fault.INCOMPLETE.exit_code
+    # A gate that accepts, and a Snakemake that fails all the same: what failed was not the image.
+    return decided or (Fault.INCOMPLETE.exit_code if code else 0)
+
+
+def _checks() -> int:
+    from sifproof.checks import registry  # noqa: PLC0415 - not needed by `run`
+
+    for item in registry.load().values():
+        print(f"{item.id:24} {item.blames.value:15} {item.requirement}")
+    return 0
+
+
+def _sweep(known: argparse.Namespace) -> int:
+    from sifproof.nomad import cleanup  # noqa: PLC0415 - not needed by `run`
+
+    for line in cleanup.sweep(run.Run(known.run) if known.run else None, Path(".tools")):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""What the stages of a run hand on about Nomad: the cluster, and the allocations of each sandbox."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sifproof import config
+from sifproof.nomad.allocations import Allocation
+from sifproof.nomad.client import Client, connect
+
+
+class Cluster(BaseModel):
+    """The Nomad of a run: ``nomad.json``. Holds no token."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    address: str
+    version: str
+    local: bool = Field(description="whether the run started the agent itself, on this machine")
+
+    def connect(self, settings: config.Nomad) -> Client:
+        """A client of it; a local agent needs none of the environment's tokens and certificates."""
+        if self.local:
+            return connect(self.address, environment={})
+        return connect(self.address, namespace=settings.namespace, region=settings.region)
+
+
+class Endpoints(BaseModel):
+    """The running allocations of a sandbox: ``endpoints/<sandbox>.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    job_id: str
+    allocations: list[Allocation]
+    seconds: dict[str, float] = Field(description="seconds per phase, from submission to a started task")

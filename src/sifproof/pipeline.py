@@ -1,0 +1,80 @@
+"""What the Snakefile asks: the run, its sandboxes, the order of the suites, and what to end when it is over."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sifproof import config, run
+from sifproof.errors import SifproofError
+from sifproof.records import Plan
+from sifproof.stages import read
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One run's way through the rules."""
+
+    run: run.Run
+    settings: config.Settings
+
+    @property
+    def suites(self) -> list[str]:
+        """The suites in the order they run; teardown follows them."""
+        return self.settings.ordered_suites()
+
+    @property
+    def reports(self) -> dict[str, str]:
+        """Path of each report by the name that rules give it."""
+        files = ("checks.tsv", "summary.tsv", "verdict.json", "junit.xml", "report.html")
+        return {name.partition(".")[0]: str(self.run.results / name) for name in files}
+
+    def names(self, driver: str | None = None) -> str:
+        """Regular expression that the sandboxes of ``driver``, or all, match; nothing where there is none."""
+        names = [n for n, s in self.settings.selected().items() if driver in (None, s.driver)]
+        return "|".join(names) or "(?!)"
+
+    def planned(self) -> list[str]:
+        """The sandboxes that the config asks for."""
+        return list(self.settings.selected())
+
+    def measured(self, plan: str | os.PathLike[str]) -> list[str]:
+        """The sandboxes that preflight did not leave out."""
+        return [sandbox.name for sandbox in read(plan, Plan).sandboxes if not sandbox.left_out]
+
+    def uses_reference(self, sandbox: str) -> bool:
+        """Whether the sandbox runs the reference image."""
+        return self.settings.selected()[sandbox].image == config.REFERENCE
+
+    def before(self, suite: str) -> str:
+        """The suite that runs before ``suite``; empty for the first."""
+        index = self.suites.index(suite)
+        return self.suites[index - 1] if index else ""
+
+
+def begin(mapping: Mapping[str, Any]) -> Flow:
+    """The flow of the config that Snakemake merged; ends the process with a plain sentence where it is wrong."""
+    try:
+        return Flow(run.current(), config.load(mapping))
+    except SifproofError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.fault.exit_code)
+
+
+def end(this: run.Run) -> None:
+    """End what the run left: jobs first, then the local agent. Says so where that fails; the run is over anyway."""
+    from sifproof.nomad import cleanup  # noqa: PLC0415 - only at the end of a run
+
+    try:
+        cleanup.end_run(this)
+    except SifproofError as error:
+        print(error, file=sys.stderr)
+
+
+def sif_store(this: run.Run) -> Path:
+    """The folder of converted images."""
+    return this.images / "sif"

@@ -1,0 +1,97 @@
+"""Is what the config asks for there? Asked before anything is built or submitted."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+
+from sifproof import __version__, config, tools
+from sifproof.errors import SifproofError
+from sifproof.image import engine, source
+from sifproof.nomad.client import connect
+from sifproof.nomad.preflight import check_driver_available
+from sifproof.records import Plan, PlannedSandbox
+from sifproof.run import Run
+
+
+def make_plan(settings: config.Settings, run: Run) -> Plan:
+    """What the run sets out to do.
+
+    Raises :class:`SifproofError` where an image does not exist or is not what it is said to be, a tool is missing,
+    Nomad can't be reached, or no node has the driver of a sandbox that is not optional.
+    """
+    used = {name: tools.require(name) for name in _needed_tools(settings)}
+    address, version, why_not = _look_at_cluster(settings)
+    sandboxes = []
+    for name, sandbox in settings.selected().items():
+        left_out = why_not.get(name)
+        if left_out is not None and not sandbox.optional:
+            raise left_out
+        if left_out is None and sandbox.image != config.REFERENCE:
+            source.verify(source.parse(sandbox.image))
+        sandboxes.append(
+            PlannedSandbox(
+                name=name,
+                driver=sandbox.driver,
+                image=sandbox.image,
+                slots=sandbox.slots,
+                count=sandbox.count,
+                suites=settings.ordered_suites(),
+                job_id=run.job_id(name),
+                left_out=str(left_out) if left_out is not None else "",
+            )
+        )
+    if all(sandbox.left_out for sandbox in sandboxes):
+        raise SifproofError(
+            "There is nothing to measure",
+            why="; ".join(f"{sandbox.name}: {sandbox.left_out}" for sandbox in sandboxes),
+        )
+    return Plan(
+        run=run.id,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        sifproof=__version__,
+        nomad_address=address,
+        nomad_version=version or used["nomad"].version,
+        nomad_local=not address,
+        tools={name: f"{tool.version} ({tool.origin})" for name, tool in used.items()},
+        sandboxes=sandboxes,
+    )
+
+
+def nomad_address(settings: config.Settings) -> str:
+    """Address of the cluster; empty where the run starts an agent itself."""
+    return settings.nomad.address or os.environ.get("NOMAD_ADDR", "")
+
+
+def _needed_tools(settings: config.Settings) -> list[str]:
+    sandboxes = settings.selected().values()
+    needed = [] if nomad_address(settings) else ["nomad"]
+    if any(s.driver == "singularity" for s in sandboxes):
+        needed += ["apptainer", "mksquashfs"]
+    if any(s.image == config.REFERENCE for s in sandboxes):
+        needed += ["buildah"]
+    return needed
+
+
+def _look_at_cluster(settings: config.Settings) -> tuple[str, str, dict[str, SifproofError]]:
+    """Address and version of the cluster, and why each sandbox whose driver can't be had can't be run."""
+    address = nomad_address(settings)
+    why_not = {}
+    docker = [name for name, s in settings.selected().items() if s.driver == "docker"]
+    if not address:
+        if docker and engine.engine_version() is None:
+            error = SifproofError(
+                "No Docker engine answers",
+                why="the docker sandboxes need one on this machine",
+                todo="start one, set DOCKER_HOST, or, as root, run `make run DOCKER=yes`",
+            )
+            why_not = dict.fromkeys(docker, error)
+        return "", "", why_not
+    with connect(address, namespace=settings.nomad.namespace, region=settings.nomad.region) as client:
+        version = client.version()
+        for name, sandbox in settings.selected().items():
+            try:
+                check_driver_available(client, sandbox.driver, sandbox.datacenter)
+            except SifproofError as error:
+                why_not[name] = error
+    return client.address, version, why_not

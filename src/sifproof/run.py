@@ -1,0 +1,63 @@
+"""Identity of a run and the layout of its folder. Standard library only: the Snakefile imports it at every parse."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sifproof.errors import Fault, SifproofError
+
+RUN_VARIABLE = "SIFPROOF_RUN"
+"""Holds the run's id for every process below the outermost: a value made at parse time differs in each child parse."""
+
+PID_VARIABLE = "SIFPROOF_RUN_PID"
+"""Holds the pid of the run's outermost Snakemake; when that process ends, whatever the run started ends."""
+
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,62}")
+
+
+def new_id() -> str:
+    """UTC date and time, and a random part that tells apart runs of one second."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run by its id, with the paths of what it writes, relative to the working directory."""
+
+    id: str
+    results: Path = Path("results")
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id):
+            raise SifproofError(
+                f"{RUN_VARIABLE}={self.id!r} can't be the id of a run",
+                why="it becomes part of job ids, paths and URLs: letters, digits and hyphens, 63 at most",
+                fault=Fault.CONFIGURATION,
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this run lies."""
+        return self.results / "runs" / self.id
+
+    @property
+    def images(self) -> Path:
+        """Made things that a digest identifies; they outlive runs."""
+        return self.results / "images"
+
+    def job_id(self, sandbox: str) -> str:
+        """Id of the sandbox's Nomad job."""
+        return f"sifproof-{self.id}-{sandbox}"
+
+
+def current(environ: MutableMapping[str, str] = os.environ) -> Run:
+    """The run of this process: the inherited one, or a new one that children inherit."""
+    run = Run(environ.setdefault(RUN_VARIABLE, new_id()))
+    environ.setdefault(PID_VARIABLE, str(os.getpid()))
+    return run

@@ -1,0 +1,94 @@
+"""What every rule's script does around its work: log, faults, and the JSON that goes from one stage to the next.
+
+A stage that can't do its work does not fail its rule. It writes ``{"fault": …}`` where its result would stand, the
+stages after it hand that on, suites record ``not-measured``, and the report is written; only the gate fails a run.
+The exception is a stage before anything was made or submitted (``fatal``): that fails at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sifproof.errors import Fault, SifproofError
+from sifproof.records import FaultRecord, write_atomically
+from sifproof.run import Run
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Inherited(SifproofError):
+    """A fault of an earlier stage, found in its output: recorded already."""
+
+
+def log_to(path: str | os.PathLike[str]) -> None:
+    """Send standard output and error of this process, and of all that it starts, to ``path``."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+@contextmanager
+def stage(name: str, snakemake: Any, *, sandbox: str = "", fatal: bool = False) -> Iterator[None]:
+    """Around the work of a script: its output goes to the rule's log, a fault is recorded in the run's folder.
+
+    The log's last line is the outcome; the progress display shows it.
+    """
+    log_to(snakemake.log[0])
+    output = Path(snakemake.output[0])
+    try:
+        yield
+    except SifproofError as error:
+        if not isinstance(error, Inherited):
+            record(Run(snakemake.params.run).folder, error, name, sandbox)
+        write_atomically(output, json.dumps({"fault": FaultRecord.of(error, name, sandbox).model_dump()}) + "\n")
+        print(error, flush=True)
+        if fatal:
+            sys.exit(error.fault.exit_code)
+    except Exception:
+        # A fault of sifproof's own: the log has the traceback, the rule fails, the gate's exit code is "incomplete".
+        traceback.print_exc()
+        sys.exit(Fault.INCOMPLETE.exit_code)
+
+
+def record(run: Path, error: SifproofError, name: str, sandbox: str = "") -> None:
+    """Write the fault into the run's folder, where report and gate look for it."""
+    path = run / "faults" / (f"{name}.{sandbox}.json" if sandbox else f"{name}.json")
+    write_atomically(path, FaultRecord.of(error, name, sandbox).model_dump_json(indent=2) + "\n")
+
+
+def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in ``path``; raises :class:`Inherited` where the stage that wrote it had a fault."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    if isinstance(content, dict) and set(content) == {"fault"}:
+        fault = FaultRecord.model_validate(content["fault"])
+        raise Inherited(fault.what, why=fault.why, todo=fault.todo, fault=fault.fault)
+    if not isinstance(content, dict):
+        raise SifproofError(f"{path} holds no JSON object", todo="Start a new run")
+    return content
+
+
+def read(path: str | os.PathLike[str], model: type[Model]) -> Model:
+    """The result in ``path``; raises :class:`Inherited` where the stage that wrote it had a fault."""
+    try:
+        return model.model_validate(read_document(path))
+    except ValidationError as error:
+        raise SifproofError(
+            f"{path} is not what this version of sifproof writes", why=str(error), todo="Start a new run"
+        ) from None
+
+
+def write(path: str | os.PathLike[str], result: BaseModel) -> None:
+    """Write a stage's result."""
+    write_atomically(Path(path), result.model_dump_json(indent=2) + "\n")

@@ -1,0 +1,48 @@
+# The suites on each sandbox, one after another (a suite must not see the work of another), then the teardown.
+#
+# Needs: plan.json, nomad.json, endpoints/<sandbox>.json
+# Makes: verdicts/<sandbox>.<suite>.jsonl   one verdict a line; a failed check does not fail the rule
+
+
+rule suite:
+    input:
+        plan=f"{R}/plan.json",
+        nomad=rules.agent.output.nomad,
+        endpoints=rules.submit.output.endpoints,
+        before=lambda w: (
+            f"{R}/verdicts/{w.sandbox}.{flow.before(w.suite)}.jsonl"
+            if flow.before(w.suite)
+            else []
+        ),
+    output:
+        verdicts=f"{R}/verdicts/{{sandbox}}.{{suite}}.jsonl",
+    params:
+        run=flow.run.id,
+    log:
+        f"{R}/logs/{{sandbox}}.{{suite}}.log",
+    conda:
+        "../../envs/sifproof.yaml"
+    message:
+        "{wildcards.sandbox}: check {wildcards.suite}"
+    script:
+        "../scripts/suite.py"
+
+
+rule teardown:
+    input:
+        plan=f"{R}/plan.json",
+        nomad=rules.agent.output.nomad,
+        endpoints=rules.submit.output.endpoints,
+        before=f"{R}/verdicts/{{sandbox}}.{flow.suites[-1]}.jsonl",
+    output:
+        verdicts=f"{R}/verdicts/{{sandbox}}.teardown.jsonl",
+    params:
+        run=flow.run.id,
+    log:
+        f"{R}/logs/{{sandbox}}.teardown.log",
+    conda:
+        "../../envs/sifproof.yaml"
+    message:
+        "{wildcards.sandbox}: tear down, look for what is left"
+    script:
+        "../scripts/teardown.py"

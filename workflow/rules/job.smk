@@ -1,0 +1,43 @@
+# The Nomad job of each sandbox, from its rendering to a running allocation.
+#
+# Needs: plan.json, nomad.json, images/<sandbox>.json
+# Makes: jobs/<sandbox>.json        the job, fit to be read and submitted by hand: nomad job run -json FILE
+#        endpoints/<sandbox>.json   the allocations with node, address and port
+
+
+rule job:
+    input:
+        plan=f"{R}/plan.json",
+        nomad=rules.agent.output.nomad,
+        image=f"{R}/images/{{sandbox}}.json",
+    output:
+        job=f"{R}/jobs/{{sandbox}}.json",
+    params:
+        run=flow.run.id,
+    log:
+        f"{R}/logs/{{sandbox}}.job.log",
+    conda:
+        "../../envs/sifproof.yaml"
+    message:
+        "{wildcards.sandbox}: render the job"
+    script:
+        "../scripts/job.py"
+
+
+rule submit:
+    input:
+        plan=f"{R}/plan.json",
+        nomad=rules.agent.output.nomad,
+        job=rules.job.output.job,
+    output:
+        endpoints=f"{R}/endpoints/{{sandbox}}.json",
+    params:
+        run=flow.run.id,
+    log:
+        f"{R}/logs/{{sandbox}}.submit.log",
+    conda:
+        "../../envs/sifproof.yaml"
+    message:
+        "{wildcards.sandbox}: submit, wait for the allocations"
+    script:
+        "../scripts/submit.py"

@@ -1,0 +1,43 @@
+# Before anything is built or submitted: is what the config asks for there, and who answers for Nomad?
+#
+# Needs: the config.
+# Makes: plan.json    what this run sets out to do; sandboxes whose driver can't be had are left out here
+#        nomad.json   the cluster; a local agent is started where no address is given
+
+
+checkpoint preflight:
+    output:
+        plan=f"{R}/plan.json",
+    params:
+        run=flow.run.id,
+    log:
+        f"{R}/logs/preflight.log",
+    conda:
+        "../../envs/sifproof.yaml"
+    message:
+        "preflight: settings, images, cluster"
+    script:
+        "../scripts/preflight.py"
+
+
+rule agent:
+    input:
+        plan=f"{R}/plan.json",
+    output:
+        nomad=f"{R}/nomad.json",
+    params:
+        run=flow.run.id,
+    log:
+        f"{R}/logs/agent.log",
+    conda:
+        "../../envs/sifproof.yaml"
+    message:
+        "nomad: connect, or start a local agent"
+    script:
+        "../scripts/agent.py"
+
+
+# The agent is this run's child: it must be on this machine.
+localrules:
+    preflight,
+    agent,

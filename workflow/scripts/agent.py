@@ -1,0 +1,26 @@
+"""Connect to the cluster, or start a local agent that ends with the run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from sifproof import stages
+from sifproof.cluster import Cluster
+from sifproof.nomad import local
+from sifproof.records import Plan
+from sifproof.run import PID_VARIABLE, Run
+
+run = Run(snakemake.params.run)
+
+with stages.stage("agent", snakemake):
+    plan = stages.read(snakemake.input.plan, Plan)
+    address = plan.nomad_address
+    if plan.nomad_local:
+        agent = local.start(run.id, Path(".tools/nomad").resolve(), int(os.environ[PID_VARIABLE]))
+        address = agent.address
+    cluster = Cluster(address=address, version=plan.nomad_version, local=plan.nomad_local)
+    stages.write(snakemake.output.nomad, cluster)
+    print(f"{'a local agent' if cluster.local else 'the cluster'}, Nomad {cluster.version}, at {address}")

@@ -1,0 +1,23 @@
+"""Convert the image of a sandbox to a SIF, or find it converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from sifproof import config, deploy, pipeline, stages
+from sifproof.image import convert, source
+from sifproof.run import Run
+
+run, sandbox = Run(snakemake.params.run), snakemake.wildcards.sandbox
+
+with stages.stage("image", snakemake, sandbox=sandbox):
+    settings = config.load(snakemake.config)
+    image = stages.read(snakemake.input.source, deploy.SourceImage)
+    made = convert.convert(
+        source.parse(image.source), pipeline.sif_store(run), settings.conversion, log=Path(snakemake.log[0])
+    )
+    stages.write(snakemake.output.image, made)
+    how = "converted before" if made.reused else f"{made.seconds.get('total', 0):.1f} s"
+    print(f"{made.sif}, {made.size_bytes / 1e6:.1f} MB, {how}")

@@ -1,0 +1,22 @@
+"""Let the run pass or not: the only rule whose failure is the run's verdict."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from sifproof import stages
+from sifproof.report.terminal import print_closing
+from sifproof.report.verdict import read_verdict
+from sifproof.run import Run
+
+run = Run(snakemake.params.run)
+
+stages.log_to(snakemake.log[0])
+decision = read_verdict(run.results, run.id)
+print_closing(decision, run.results / "report.html")
+if decision.exit_code:
+    sys.exit(decision.exit_code)
+Path(snakemake.output.accepted).touch()

@@ -1,0 +1,16 @@
+"""Build the reference image from sandbox/, or find it built."""
+
+from __future__ import annotations
+
+from snakemake.script import snakemake
+
+from sifproof import config, stages
+from sifproof.image import reference
+from sifproof.run import Run
+
+run = Run(snakemake.params.run)
+
+with stages.stage("reference_image", snakemake):
+    settings = config.load(snakemake.config)
+    built = reference.build_reference_image(run.images / "reference", base=settings.reference.base)
+    stages.write(snakemake.output.reference, built)

@@ -1,0 +1,16 @@
+"""Make every report of the run from what it recorded."""
+
+from __future__ import annotations
+
+from snakemake.script import snakemake
+
+from sifproof import stages
+from sifproof.checks import registry
+from sifproof.report import write
+from sifproof.run import Run
+
+run = Run(snakemake.params.run)
+
+with stages.stage("report", snakemake, fatal=True):
+    write.write_reports(run.folder, run.results, describe=registry.load().get)
+    print(run.results / "report.html")

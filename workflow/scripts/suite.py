@@ -1,0 +1,29 @@
+"""Run one suite on every allocation of a sandbox; record a verdict for each check."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from sifproof import config, stages
+from sifproof.checks import suite
+from sifproof.records import Plan, read_verdicts, write_verdicts
+
+name, sandbox = snakemake.wildcards.suite, snakemake.wildcards.sandbox
+
+with stages.stage(name, snakemake, sandbox=sandbox):
+    earlier = list(read_verdicts(Path(snakemake.input.before))) if snakemake.input.before else []
+    plan = stages.read(snakemake.input.plan, Plan)
+    verdicts = suite.run_suite(
+        name,
+        plan.sandbox(sandbox),
+        config.load(snakemake.config),
+        run=plan.run,
+        nomad=snakemake.input.nomad,
+        endpoints=snakemake.input.endpoints,
+        earlier=earlier,
+        log=sys.stdout,
+    )
+    print(write_verdicts(Path(snakemake.output.verdicts), verdicts))

@@ -1,0 +1,28 @@
+"""Stop and purge the job of a sandbox, whatever the suites found; record what is left of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from snakemake.script import snakemake
+
+from sifproof import config, stages
+from sifproof.checks import suite
+from sifproof.records import Plan, write_verdicts
+from sifproof.run import Run
+
+sandbox = snakemake.wildcards.sandbox
+
+with stages.stage("teardown", snakemake, sandbox=sandbox):
+    plan = stages.read(snakemake.input.plan, Plan)
+    verdicts = suite.run_teardown(
+        plan.sandbox(sandbox),
+        config.load(snakemake.config),
+        run=plan.run,
+        nomad=snakemake.input.nomad,
+        endpoints=snakemake.input.endpoints,
+        collect=Run(snakemake.params.run).folder / "tasks" / sandbox,
+        log=sys.stdout,
+    )
+    print(write_verdicts(Path(snakemake.output.verdicts), verdicts))
