@@ -1,0 +1,322 @@
+"""The gate's decision: what the recorded verdicts and faults of a run amount to. Pure: no file, no clock.
+
+Who has to act decides the word, and where several have to, the first of these does:
+
+1. *rejected*: evidence against the image stands whatever else went wrong. A failure that was measured on broken
+   infrastructure is no such evidence and counts as the infrastructure's.
+2. *configuration*: a run with another configuration is needed before anything else can be said.
+3. *infrastructure*: mend it and run again; the image is not judged.
+4. *incomplete*: nothing failed, but not all that was planned was measured, and no recorded fault says why.
+
+What the run left out by plan does not count, but a run that measured nothing is incomplete.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sifproof.errors import Fault
+from sifproof.records import FaultRecord, Plan, PlannedSandbox, Verdict
+from sifproof.report.escaping import one_line
+
+TEARDOWN = "teardown"
+"""The suite about a job as a whole, needed for every sandbox, whatever suites the config chose."""
+
+FOUNDATION = "health"
+"""The suite that proves with whom the others talk."""
+
+FAILED = frozenset({"fail", "flaky"})
+
+
+class Outcome(StrEnum):
+    """The word for a run. ``exit_code`` is what ``sifproof run`` exits with."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    CONFIGURATION = "configuration"
+    INFRASTRUCTURE = "infrastructure"
+    INCOMPLETE = "incomplete"
+
+    @property
+    def exit_code(self) -> int:
+        """0 accepted, 1 rejected, 2 configuration, 3 infrastructure, 4 incomplete."""
+        return list(Outcome).index(self)
+
+    @classmethod
+    def of(cls, faults: Iterable[Fault]) -> Outcome:
+        """The word for a run or sandbox with these faults."""
+        return list(cls)[min((fault.exit_code for fault in faults), default=0)]
+
+
+Standing = Literal["accepted", "rejected", "configuration", "infrastructure", "incomplete", "not-measured"]
+
+
+class CheckDescription(Protocol):
+    """What the registry knows about a check."""
+
+    @property
+    def requirement(self) -> str: ...  # noqa: D102
+    @property
+    def why(self) -> str: ...  # noqa: D102
+    @property
+    def todo(self) -> str: ...  # noqa: D102
+
+
+Describe = Callable[[str], CheckDescription | None]
+
+
+class Reason(BaseModel):
+    """One thing that keeps the run from being accepted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fault: Fault = Field(description="who has to act: image, configuration, infrastructure or incomplete")
+    sandbox: str = Field(default="", description="the sandbox it concerns; empty for the whole run")
+    allocation: str = Field(default="", description="id of the Nomad allocation, where it concerns one")
+    check: str = Field(default="", description="id of the check that failed, where one did")
+    text: str = Field(description="what happened, and why")
+    todo: str = Field(default="", description="what to do next")
+
+
+class SandboxDecision(BaseModel):
+    """What the run says about one sandbox."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="name of the sandbox in the config")
+    driver: str = Field(description="singularity or docker")
+    verdict: Standing = Field(description="the run's word for this sandbox alone; not-measured where it was left out")
+    reason: str = Field(default="", description="why it is not accepted, or was left out")
+    counts: dict[str, int] = Field(description="number of verdicts by word")
+
+
+class Decision(BaseModel):
+    """The gate's decision on a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    verdict: Outcome = Field(description="accepted, rejected, configuration, infrastructure or incomplete")
+    exit_code: int = Field(description="what `sifproof run` exits with: 0, 1, 2, 3 or 4, in the order of these words")
+    sentence: str = Field(description="the decision in one line")
+    reasons: list[Reason] = Field(description="all that keeps the run from being accepted, the weightiest first")
+    sandboxes: list[SandboxDecision] = Field(description="the decision on each sandbox of the plan")
+
+
+def decide(
+    plan: Plan,
+    verdicts: Sequence[Verdict],
+    faults: Sequence[FaultRecord] = (),
+    problems: Sequence[str] = (),
+    describe: Describe | None = None,
+) -> Decision:
+    """The decision on a run.
+
+    ``problems`` are records that could not be read, a sentence each; ``describe`` gives what the registry knows about
+    a check by its id.
+    """
+    left_out = {sandbox.name for sandbox in plan.sandboxes if sandbox.left_out}
+    counted = [v for v in verdicts if v.run == plan.run and v.sandbox not in left_out]
+    faults = [fault for fault in faults if fault.sandbox not in left_out]
+    known = {sandbox.name for sandbox in plan.sandboxes}
+
+    of_run = [_of_fault(fault) for fault in faults if fault.sandbox not in known]
+    of_run += [Reason(fault=Fault.INCOMPLETE, text=problem) for problem in problems]
+    foreign = sorted({v.run for v in verdicts if v.run != plan.run})
+    if foreign:
+        text = f"Verdicts of another run lay among this one's: {', '.join(foreign)}."
+        of_run.append(Reason(fault=Fault.INCOMPLETE, text=text))
+    for name in sorted({v.sandbox for v in counted} - known):
+        text = f"There are verdicts on sandbox {name!r}, which the plan does not have."
+        of_run.append(Reason(fault=Fault.INCOMPLETE, sandbox=name, text=text))
+        of_run += _failures([v for v in counted if v.sandbox == name], [], faults, describe)
+
+    reasons = list(of_run)
+    decisions = []
+    for sandbox in plan.sandboxes:
+        rows = [v for v in verdicts if v.run == plan.run and v.sandbox == sandbox.name]
+        word: Standing = "not-measured"
+        reason = sandbox.left_out
+        if not sandbox.left_out:
+            own = [_of_fault(fault) for fault in faults if fault.sandbox == sandbox.name]
+            around = [fault for fault in faults if fault.sandbox in {"", sandbox.name}]
+            suites = [*(suite for suite in sandbox.suites if suite != TEARDOWN), TEARDOWN]
+            failures = _failures(rows, suites, around, describe)
+            own += failures + _gaps(sandbox, suites, rows, around, failures)
+            own.sort(key=_weight)
+            reasons += own
+            word = Outcome.of(item.fault for item in own).value
+            reason = own[0].text if own else ""
+        decisions.append(
+            SandboxDecision(
+                name=sandbox.name,
+                driver=sandbox.driver,
+                verdict=word,
+                reason=one_line(reason),
+                counts=dict(Counter(row.verdict for row in rows)),
+            )
+        )
+    if len(left_out) == len(known):
+        text = "Every sandbox was left out, nothing was measured." if known else "The run has no sandbox to measure."
+        reasons.append(Reason(fault=Fault.INCOMPLETE, text=text))
+    reasons.sort(key=_weight)
+    outcome = Outcome.of(reason.fault for reason in reasons)
+    return Decision(
+        verdict=outcome,
+        exit_code=outcome.exit_code,
+        sentence=_sentence(outcome, plan, counted, reasons),
+        reasons=reasons,
+        sandboxes=decisions,
+    )
+
+
+def _weight(reason: Reason) -> int:
+    return reason.fault.exit_code
+
+
+def _of_fault(record: FaultRecord) -> Reason:
+    text = f"{record.what.rstrip('.')}: {record.why}" if record.why else record.what
+    return Reason(fault=record.fault, sandbox=record.sandbox, text=text, todo=record.todo)
+
+
+def _explains(record: FaultRecord, suite: str, suites: Sequence[str]) -> bool:
+    """Whether a fault can be behind an outcome in ``suite``: a stage can't harm what was measured before it."""
+    return record.stage not in suites or suite not in suites or suites.index(record.stage) <= suites.index(suite)
+
+
+def _failures(
+    rows: Sequence[Verdict], suites: Sequence[str], faults: Sequence[FaultRecord], describe: Describe | None
+) -> list[Reason]:
+    """A reason for each required check that failed or was flaky."""
+    failed = [row for row in rows if row.required and row.verdict in FAILED]
+    # Where a check of who answers fails for the infrastructure, what answers need not be the image.
+    unproven = {row.allocation for row in failed if row.suite == FOUNDATION and row.fault is Fault.INFRASTRUCTURE}
+    reasons = []
+    for row in failed:
+        fault = row.fault
+        if fault is Fault.IMAGE and (
+            row.allocation in unproven
+            or (unproven and not row.allocation)
+            or any(f.fault is Fault.INFRASTRUCTURE and _explains(f, row.suite, suites) for f in faults)
+        ):
+            fault = Fault.INFRASTRUCTURE
+        description = describe(row.check) if describe else None
+        said = "passed only sometimes" if row.verdict == "flaky" else "failed"
+        reasons.append(
+            Reason(
+                fault=fault,
+                sandbox=row.sandbox,
+                allocation=row.allocation,
+                check=row.check,
+                text=f"{row.check} {said}: {row.message}" if row.message else f"{row.check} {said}.",
+                todo=description.todo if description else "",
+            )
+        )
+    return reasons
+
+
+def _gaps(
+    sandbox: PlannedSandbox,
+    suites: Sequence[str],
+    rows: Sequence[Verdict],
+    faults: Sequence[FaultRecord],
+    failures: Sequence[Reason],
+) -> list[Reason]:
+    """What the plan asks for and no verdict answers, one reason for each party that has to act."""
+    gaps: dict[Fault, list[str]] = {}
+
+    def gap(text: str, suite: str, allocation: str = "") -> None:
+        behind = [record.fault for record in faults if _explains(record, suite, suites)]
+        behind += [
+            failure.fault
+            for failure in failures
+            if failure.check.startswith(f"{FOUNDATION}.") and failure.allocation == allocation
+        ]
+        fault = min(behind, key=lambda item: item.exit_code, default=Fault.INCOMPLETE)
+        gaps.setdefault(fault, []).append(text)
+
+    of_allocations = [row for row in rows if row.suite != TEARDOWN]
+    checked = {row.allocation for row in of_allocations if row.allocation}
+    if all(row.verdict == "not-measured" for row in rows):
+        gap("no check was measured" if rows else "no check was recorded", suites[0])
+    elif len(checked) < sandbox.count:
+        gap(f"{len(checked)} of {sandbox.count} allocations were checked", suites[0])
+    if rows:
+        for suite in suites:
+            of_suite = [row for row in rows if row.suite == suite]
+            if suite == TEARDOWN or not of_suite:
+                _suite_gaps(suite, "", of_suite, gap)
+                continue
+            for allocation in sorted({row.allocation for row in of_allocations}):
+                _suite_gaps(suite, allocation, [row for row in of_suite if row.allocation == allocation], gap)
+        for row in rows:
+            if row.suite not in suites and row.required and row.verdict == "not-measured":
+                gap(_not_measured(row.check, row.allocation, row.message), row.suite, row.allocation)
+    return [
+        Reason(fault=fault, sandbox=sandbox.name, text=f"Sandbox {sandbox.name}: {'; '.join(dict.fromkeys(texts))}.")
+        for fault, texts in gaps.items()
+    ]
+
+
+def _suite_gaps(suite: str, allocation: str, rows: Sequence[Verdict], gap: Callable[[str, str, str], None]) -> None:
+    """Report to ``gap`` what is missing of ``suite`` on ``allocation``."""
+    if not rows:
+        gap(f"suite {suite} did not run{_on(allocation)}", suite, allocation)
+    elif all(row.verdict == "not-measured" for row in rows):
+        gap(_not_measured(f"suite {suite}", allocation, rows[0].message), suite, allocation)
+    else:
+        for row in rows:
+            if row.required and row.verdict == "not-measured":
+                gap(_not_measured(row.check, allocation, row.message), suite, allocation)
+
+
+def _not_measured(what: str, allocation: str, message: str) -> str:
+    return f"{what} was not measured{_on(allocation)}" + (f" ({one_line(message, 160)})" if message else "")
+
+
+def _on(allocation: str) -> str:
+    return f" on allocation {allocation[:8]}" if allocation else ""
+
+
+def _sentence(outcome: Outcome, plan: Plan, counted: Sequence[Verdict], reasons: Sequence[Reason]) -> str:
+    required = [row for row in counted if row.required]
+    measured = [sandbox.name for sandbox in plan.sandboxes if not sandbox.left_out]
+    left_out = [sandbox for sandbox in plan.sandboxes if sandbox.left_out]
+    weightiest = [reason for reason in reasons if reason.fault.exit_code == outcome.exit_code]
+    checks = list(dict.fromkeys(reason.check for reason in weightiest if reason.check))
+    where = _listed(list(dict.fromkeys(reason.sandbox for reason in weightiest if reason.check)))
+    if outcome is Outcome.ACCEPTED:
+        waived = sum(row.verdict == "waived" for row in required)
+        text = f"{_number(len(required) - waived, 'required check')} passed on {_listed(measured)}"
+        text += f", {waived} waived" if waived else ""
+    elif outcome is Outcome.REJECTED and checks:
+        failed = sum(bool(reason.check) for reason in weightiest)
+        text = f"{failed} of {_number(len(required), 'required check')} failed on {where}: {_listed(checks, 3)}"
+    else:
+        more = len(reasons) - 1
+        text = reasons[0].text.rstrip(".") + (f" (and {_number(more, 'more reason')})" if more else "")
+    if left_out and measured:
+        text += "; left out: " + "; ".join(f"{item.name} ({item.left_out.rstrip('.')})" for item in left_out)
+    opening = {
+        Outcome.ACCEPTED: "Accepted",
+        Outcome.REJECTED: "Rejected",
+        Outcome.CONFIGURATION: "Wrong configuration, the image is not judged",
+        Outcome.INFRASTRUCTURE: "Infrastructure at fault, the image is not judged",
+        Outcome.INCOMPLETE: "Incomplete, the image is not judged",
+    }[outcome]
+    return one_line(f"{opening}: {text}.", 400)
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" + ("" if count == 1 else "s")
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = list(names[:most])
+    if len(names) > most:
+        return ", ".join(shown) + f" and {len(names) - most} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

@@ -1,0 +1,103 @@
+"""``junit.xml``, for the test pages of CI systems: red there exactly when the gate is.
+
+A required check that failed is a ``failure``, or an ``error`` where it is not the image that is to blame; so is a
+required check that was not measured. What the gate does not count is ``skipped`` and says why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from junitparser import Attr, Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+from junitparser.junitparser import FinalResult
+
+from sifproof.errors import Fault
+from sifproof.report.decision import FAILED, Decision, Reason
+from sifproof.report.escaping import one_line, xml_text
+from sifproof.report.tables import LEFT_OUT, rows
+
+
+class _Case(TestCase):
+    """GitLab links to ``file``, which junitparser does not know on a case."""
+
+    file = Attr()
+
+
+def render(checks: pd.DataFrame, decision: Decision, started: str = "") -> str:
+    """The JUnit XML of a run: one suite per sandbox and suite of ``checks``, and one for the gate's own reasons.
+
+    ``checks`` is a :func:`~sifproof.report.tables.checks_table`; ``started`` is UTC, ISO 8601.
+    """
+    suites = []
+    left_out = {sandbox.name for sandbox in decision.sandboxes if sandbox.verdict == "not-measured"}
+    blamed = {(r.sandbox, r.allocation, r.check): r.fault for r in decision.reasons if r.check}
+    for (sandbox, suite), group in checks.groupby(["sandbox", "suite"], sort=False):
+        name = f"{sandbox}.{suite}"
+        several = group["allocation"].nunique() > 1
+        cases = [
+            _case(name, row, several, sandbox not in left_out, blamed.get((row.sandbox, row.allocation, row.check)))
+            for row in rows(group)
+        ]
+        suites.append(_suite(name, cases, started))
+    # What no check stands for must be red here too.
+    others = [reason for reason in decision.reasons if not reason.check]
+    if others:
+        suites.append(_suite("gate", [_reason_case(number, r) for number, r in enumerate(others, 1)], started))
+    report: Any = JUnitXml("sifproof")
+    for made in suites:
+        report.append(made)
+    report.update_statistics()
+    text: str = report.tostring().decode("utf-8")
+    return text + "\n"
+
+
+def _suite(name: str, cases: list[TestCase], started: str) -> TestSuite:
+    suite = TestSuite(xml_text(name))
+    if started:
+        # The widely used schema wants a time without a zone.
+        suite.timestamp = xml_text(started)[:19]
+    suite.hostname = "localhost"
+    suite.add_testcases(cases)
+    return suite
+
+
+def _case(suite: str, row: Any, several: bool, counted: bool, blamed: Fault | None) -> TestCase:
+    case = _new(suite, f"{row.check} [{row.allocation[:8] or '-'}]" if several else row.check, row.duration_s)
+    if row.check != LEFT_OUT:
+        case.file = xml_text(f"src/sifproof/checks/{row.suite}.py")
+    required = row.required and counted
+    if row.verdict in FAILED and required:
+        case.result = [_result(Failure if blamed is Fault.IMAGE else Error, row)]
+    elif row.verdict == "not-measured" and required:
+        case.result = [_result(Error, row)]
+    elif row.verdict != "pass":
+        reason = row.verdict if row.required else f"{row.verdict}, not required"
+        message = f"{reason}: {row.message}" if row.message else reason
+        case.result = [Skipped(one_line(xml_text(message), 300), row.verdict)]
+    elif row.message:
+        case.system_out = xml_text(row.message)
+    return case
+
+
+def _result(kind: type[FinalResult], row: Any) -> FinalResult:
+    result = kind(one_line(xml_text(row.message or row.verdict), 300), row.verdict)
+    lines = [row.message] if row.message else []
+    if not pd.isna(row.value):
+        limit = "" if pd.isna(row.limit) else f", limit: {row.limit:g} {row.unit}"
+        lines.append(f"value: {row.value:g} {row.unit}{limit}")
+    lines.append(f"driver: {row.driver}, node: {row.node or '-'}, allocation: {row.allocation or '-'}")
+    result.text = xml_text("\n".join(lines))
+    return result
+
+
+def _reason_case(number: int, reason: Reason) -> TestCase:
+    case = _new(f"{reason.sandbox or 'run'}.gate", f"{number} {reason.fault.value}", 0.0)
+    error = Error(one_line(xml_text(reason.text), 300), reason.fault.value)
+    error.text = xml_text("\n".join(filter(None, [reason.text, reason.todo])))
+    case.result = [error]
+    return case
+
+
+def _new(suite: str, name: str, seconds: float) -> _Case:
+    return _Case(xml_text(name), classname=xml_text(suite), time=round(seconds, 6))

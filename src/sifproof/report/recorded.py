@@ -1,0 +1,118 @@
+"""Read back what a run recorded. A record that can't be read is a sentence in ``problems``, never a traceback: the
+process that wrote it may have been killed in the middle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from sifproof.records import FaultRecord, Plan, Verdict
+from sifproof.report.escaping import one_line
+
+Document = Mapping[str, Any]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """All that a run recorded, as far as it can be read."""
+
+    folder: Path
+    plan: Plan
+    verdicts: list[Verdict] = field(default_factory=list)
+    faults: list[FaultRecord] = field(default_factory=list)
+    images: dict[str, Document] = field(default_factory=dict)
+    """Provenance of the image under test, by sandbox."""
+    jobs: dict[str, Document] = field(default_factory=dict)
+    endpoints: dict[str, Document] = field(default_factory=dict)
+    """Both by sandbox."""
+    problems: list[str] = field(default_factory=list)
+
+
+def read_run(folder: Path) -> Recorded:
+    """What lies below ``folder``, the ``results/runs/<run>`` of a run."""
+    problems: list[str] = []
+    plan = _model(folder / "plan.json", Plan, problems)
+    if plan is None:
+        plan = Plan(
+            run=folder.name,
+            started="",
+            sifproof="",
+            nomad_address="",
+            nomad_version="",
+            nomad_local=False,
+            sandboxes=[],
+        )
+    verdicts = [v for path in sorted(folder.glob("verdicts/*.jsonl")) for v in _verdicts(path, problems)]
+    faults = [_model(path, FaultRecord, problems) for path in sorted(folder.glob("faults/*.json"))]
+    return Recorded(
+        folder=folder,
+        plan=plan,
+        verdicts=verdicts,
+        faults=[record for record in faults if record],
+        images=_documents(folder / "images", problems),
+        jobs=_documents(folder / "jobs", problems),
+        endpoints=_documents(folder / "endpoints", problems),
+        problems=problems,
+    )
+
+
+def _read(path: Path, problems: list[str]) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        problems.append(f"{_name(path)} was not written.")
+    except OSError as error:
+        problems.append(f"{_name(path)} cannot be read: {error.strerror}.")
+    return None
+
+
+def _model(path: Path, model: type[_Model], problems: list[str]) -> _Model | None:
+    content = _read(path, problems)
+    if content is None:
+        return None
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        problems.append(f"{_name(path)} cannot be understood: {_first(error)}.")
+        return None
+
+
+def _verdicts(path: Path, problems: list[str]) -> Iterator[Verdict]:
+    for number, line in enumerate((_read(path, problems) or b"").split(b"\n"), start=1):
+        if line.strip():
+            try:
+                yield Verdict.model_validate_json(line)
+            except ValidationError as error:
+                problems.append(f"{_name(path)}, line {number}, cannot be understood: {_first(error)}.")
+
+
+def _documents(folder: Path, problems: list[str]) -> dict[str, Document]:
+    documents: dict[str, Document] = {}
+    for path in sorted(folder.glob("*.json")):
+        content = _read(path, problems)
+        if content is None:
+            continue
+        try:
+            document = json.loads(content)
+        except ValueError as error:
+            problems.append(f"{_name(path)} cannot be understood: {one_line(str(error), 120)}.")
+            continue
+        documents[path.stem] = document if isinstance(document, dict) else {folder.name: document}
+    return documents
+
+
+def _name(path: Path) -> str:
+    parent = path.parent.name
+    return f"{parent}/{path.name}" if parent in {"verdicts", "faults", "images", "jobs", "endpoints"} else path.name
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return one_line(f"{where}: {first['msg']}" if where else first["msg"], 160)

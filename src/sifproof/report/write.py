@@ -1,0 +1,130 @@
+"""Make the reports of a run and put them in place.
+
+The set of a run lies in ``results/runs/<run>/report/``, for good; ``results/`` holds a copy of the latest. Everything
+is rendered before anything is written. A set in ``results/`` counts only with its ``verdict.json``: that is removed
+first and written last. :func:`retire_reports` clears ``results/`` when a run begins, so that a run that
+ends early leaves no older run's reports under its name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sifproof.records import write_atomically
+from sifproof.report.decision import Decision, Describe, decide
+from sifproof.report.recorded import Recorded, read_run
+
+VERDICT = "verdict.json"
+REPORTS = (VERDICT, "report.html", "checks.tsv", "summary.tsv", "junit.xml")
+FOLDER = "report"
+"""Where in the folder of a run its set lies."""
+
+
+def write_reports(run_dir: Path, results: Path, describe: Describe | None = None) -> Decision:
+    """Judge the run recorded in ``run_dir`` and write its reports there and to ``results``.
+
+    ``describe`` gives what the registry knows about a check by its id, such as ``sifproof.checks.registry.load().get``.
+    Records that can't be read make the run incomplete; they never raise.
+    """
+    recorded = read_run(run_dir)
+    decision = decide(recorded.plan, recorded.verdicts, recorded.faults, recorded.problems, describe)
+    texts = render(recorded, decision, describe)
+    _keep(texts, run_dir)
+    _publish(texts, results)
+    return decision
+
+
+def render(recorded: Recorded, decision: Decision, describe: Describe | None = None) -> dict[str, str]:
+    """The text of each of :data:`REPORTS`."""
+    # pandas takes 0.4 s to import, which the callers of the rest of this module need not pay.
+    from sifproof.report import junit, page, tables, verdict  # noqa: PLC0415
+
+    paths = {name: f"runs/{recorded.folder.name}/{FOLDER}/{name}" for name in REPORTS}
+    file = verdict.of(recorded, decision, paths)
+    checks = tables.checks_table(recorded.plan, recorded.verdicts)
+    texts = {
+        VERDICT: file.model_dump_json(indent=2) + "\n",
+        "report.html": page.render(recorded, file, checks, describe),
+        "checks.tsv": tables.to_tsv(checks[tables.CHECK_COLUMNS]),
+        "summary.tsv": tables.to_tsv(tables.summary_table(recorded, decision)),
+        "junit.xml": junit.render(checks, decision, recorded.plan.started),
+    }
+    return {name: _clean(text) for name, text in texts.items()}
+
+
+def retire_reports(results: Path) -> None:
+    """Clear ``results`` of the reports of an earlier run, which stay in that run's own folder.
+
+    A file that is in no run's folder is moved to one of its own below ``runs/``: nothing is lost.
+    """
+    for name in REPORTS:
+        path = results / name
+        if not path.is_file():
+            continue
+        if any(_same(path, kept) for kept in results.glob(f"runs/*/{FOLDER}/{name}")):
+            path.unlink()
+            continue
+        made = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        shelter = results / "runs" / f"retired-{made:%Y%m%dT%H%M%SZ}" / FOLDER
+        shelter.mkdir(parents=True, exist_ok=True)
+        path.replace(_unused(shelter / name))
+
+
+def _keep(texts: Mapping[str, str], run_dir: Path) -> None:
+    """Put the set into the run's folder by one rename."""
+    kept = run_dir / FOLDER
+    for leftover in run_dir.glob(f".{FOLDER}.*"):
+        shutil.rmtree(leftover)
+    fresh = run_dir / f".{FOLDER}.{os.getpid()}.new"
+    for name, text in texts.items():
+        write_atomically(fresh / name, text)
+    if kept.exists():
+        # A folder can't be renamed over another: the older set of this same run stands aside.
+        kept.rename(run_dir / f".{FOLDER}.{os.getpid()}.old")
+    fresh.rename(kept)
+    shutil.rmtree(run_dir / f".{FOLDER}.{os.getpid()}.old", ignore_errors=True)
+
+
+def _publish(texts: Mapping[str, str], results: Path) -> None:
+    """Put the set into ``results``: none of an older one is left when the first of this one appears."""
+    staged = {}
+    try:
+        for name, text in texts.items():
+            staged[name] = results / f".{name}.{os.getpid()}.new"
+            write_atomically(staged[name], text)
+        retire_reports(results)
+        for name in reversed(REPORTS):
+            staged[name].replace(results / name)
+    except BaseException:
+        if not (results / VERDICT).exists():
+            for name in REPORTS:
+                (results / name).unlink(missing_ok=True)
+        raise
+    finally:
+        for path in staged.values():
+            path.unlink(missing_ok=True)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+
+
+def _unused(path: Path) -> Path:
+    number = 0
+    candidate = path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}.{number}")
+    return candidate
+
+
+def _clean(text: str) -> str:
+    """``text`` as UTF-8 can hold it, and without the token of this process, wherever it may have come from."""
+    token = os.environ.get("NOMAD_TOKEN", "")
+    if len(token) >= 8:
+        text = text.replace(token, "[NOMAD_TOKEN]")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
