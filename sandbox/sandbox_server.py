@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Starts the sandbox server: ``python3 sandbox_server.py --port 8080 --host 0.0.0.0 --slots 10 --data-dir /data``.
+
+Ends on SIGTERM and SIGINT, with exit code 0, when every command has been ended. Needs Python 3.11 and aiohttp 3.8 or
+later, bash and find, and, for real sandboxes, bubblewrap 0.8 or later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from aiohttp import web
+from slotserver.api import Api
+from slotserver.slots import Slots
+
+MAX_SLOTS = 1000
+_GOODBYE_S = 0.05  # for the last answers to reach their clients
+
+_log = logging.getLogger("sandbox_server")
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line. ``--data-dir`` always wins; Nomad's variable counts only where it is absent."""
+    alloc_dir = os.environ.get("NOMAD_ALLOC_DIR")
+    parser = argparse.ArgumentParser(description="A server of agent sandboxes over HTTP.", allow_abbrev=False)
+    parser.add_argument("--port", type=_whole_number(0, 65535), default=8080, help="TCP port; 0 takes a free one")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (%(default)s)")
+    parser.add_argument("--slots", type=_whole_number(1, MAX_SLOTS), default=10, help="number of slots (%(default)s)")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(alloc_dir, "data") if alloc_dir else Path("/data"),
+        help="directory of the slots' workspaces ($NOMAD_ALLOC_DIR/data, else /data)",
+    )
+    parser.add_argument(
+        "--one-user",
+        action="store_true",
+        help="without bubblewrap, run the commands of all slots as the server's own user even where it is root",
+    )
+    return parser.parse_args(arguments)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Serve until a signal ends it; raises OSError where the port or the directories can't be had."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    data_dir = options.data_dir.absolute()
+    slots, why_not = await Slots.make(data_dir, options.slots, user_per_slot=not options.one_user)
+    _log.info("containment: %s%s", slots.containment.name, f" ({why_not})" if why_not else "")
+    runner = web.AppRunner(Api(slots, data_dir).application(), handle_signals=False, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, options.host, options.port)
+    await site.start()
+    for address in runner.addresses:
+        _log.info("listening on http://%s", _host_and_port(address))
+    await stop.wait()
+    await site.stop()
+    await slots.close()
+    await asyncio.sleep(_GOODBYE_S)
+
+
+def _host_and_port(address: tuple[str, int]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _whole_number(least: int, most: int):
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def main() -> None:
+    """Run the server until it is told to end."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    options = parse_arguments(sys.argv[1:])
+    try:
+        asyncio.run(serve(options))
+    except OSError as error:
+        sys.exit(f"sandbox_server: {error}")
+    sys.stderr.flush()
+    # A thread that still reads a large file must not hold up the end; its answer has no client any more.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

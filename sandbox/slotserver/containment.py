@@ -1,0 +1,208 @@
+"""What a command is locked into, and which of it this machine allows.
+
+Tried when the server starts, by really running a command, best first:
+
+``bubblewrap``  name spaces of its own: a read-only root, only the slot's workspace (at /workspace) and the slot's /tmp
+                writable, no other slot's files, private process ids, no network where that is asked for.
+``user``        where the server is root but name spaces are forbidden (Docker's default profile): each slot's commands
+                run as a user of that slot alone, so that no slot can touch the files or processes of another.
+``none``        the server's own user, in the workspace directory.
+
+In each of them a command's whole process tree ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .process import Process, Reaper
+
+SANDBOX_WORKSPACE = "/workspace"
+SLOT_GROUP = 40_000
+FIRST_SLOT_USER = 40_001
+_SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
+_PROBE_TIMEOUT_S = 10.0
+# Top-level directories that the sandbox has of its own, or not at all: /run and /sys tell about the host.
+_OWN_TOP_LEVEL = {"proc", "dev", "tmp", "run", "sys", SANDBOX_WORKSPACE[1:], "lost+found"}
+# Directories of the allocation, as Nomad's docker driver mounts them.
+_NOMAD_DIRECTORIES = ("NOMAD_ALLOC_DIR", "NOMAD_TASK_DIR", "NOMAD_SECRETS_DIR")
+# Credentials in the server's environment are not for the commands that run in it.
+_WITHHELD = re.compile(r"^(NOMAD|VAULT|CONSUL|AWS)_|TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the commands of one slot run."""
+
+    slot_id: str
+    index: int
+    workspace: Path
+    tmp: Path
+
+
+class Containment:
+    """One way to lock commands in."""
+
+    name: str
+    sandboxed = False
+    can_cut_network = False
+
+    def argv(self, place: Place, command: Sequence[str], *, network: bool, report_fd: int) -> list[str]:
+        """The command line that runs ``command`` in ``place`` and reports to ``report_fd`` as bwrap(1) does."""
+        raise NotImplementedError
+
+    def environment(self, place: Place) -> dict[str, str]:
+        """The environment of a command."""
+        kept = {name: value for name, value in os.environ.items() if not _WITHHELD.search(name)}
+        defaults = {"PATH": os.defpath, "LANG": "C.UTF-8"}
+        return defaults | kept | self._own_environment(place)
+
+    def _own_environment(self, place: Place) -> dict[str, str]:
+        return {"HOME": str(place.workspace), "PWD": str(place.workspace), "TMPDIR": str(place.tmp)}
+
+    def owner(self, place: Place) -> tuple[int, int]:
+        """User and group that commands run as and that the slot's files belong to; -1 where it is the server's own."""
+        return -1, -1
+
+    def prepare(self, place: Place) -> None:
+        """Make the slot's directories, and make them its own as far as this containment can. Raises OSError."""
+        for directory in (place.workspace, place.tmp):
+            directory.mkdir(parents=True, exist_ok=True)
+
+
+class Bubblewrap(Containment):
+    """Name spaces made by bwrap(1)."""
+
+    name = "bubblewrap"
+    sandboxed = True
+
+    def __init__(self, program: str, data_dir: Path) -> None:
+        self._program = program
+        self._root = _read_only_root(hidden=[data_dir, *_allocation_directories()])
+
+    def argv(self, place: Place, command: Sequence[str], *, network: bool, report_fd: int) -> list[str]:
+        """See Containment."""
+        return [
+            self._program,
+            *("--json-status-fd", str(report_fd), "--die-with-parent", "--new-session"),
+            *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL"),
+            *(() if network else ("--unshare-net",)),
+            *self._root,
+            *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run", "--bind", str(place.tmp), "/tmp"),
+            *("--bind", str(place.workspace), SANDBOX_WORKSPACE, "--remount-ro", "/"),
+            *("--chdir", SANDBOX_WORKSPACE, "--", *command),
+        ]
+
+    def _own_environment(self, place: Place) -> dict[str, str]:
+        return {"HOME": SANDBOX_WORKSPACE, "PWD": SANDBOX_WORKSPACE, "TMPDIR": "/tmp"}
+
+
+class Supervised(Containment):
+    """No name spaces: the workspace directory, a process tree that ends with the command, and a user per slot or not."""
+
+    def __init__(self, *, user_per_slot: bool) -> None:
+        self.name = "user" if user_per_slot else "none"
+        self._user_per_slot = user_per_slot
+
+    def owner(self, place: Place) -> tuple[int, int]:
+        """See Containment."""
+        return (FIRST_SLOT_USER + place.index, SLOT_GROUP) if self._user_per_slot else (-1, -1)
+
+    def prepare(self, place: Place) -> None:
+        """See Containment."""
+        super().prepare(place)
+        if self._user_per_slot:
+            for directory in (place.workspace, place.tmp):
+                os.chown(directory, *self.owner(place))
+                # Closed to the group, which is the other slots' users, and open to others: the user whose Nomad
+                # client shows the allocation's files is none of them.
+                directory.chmod(0o705)
+
+    def argv(self, place: Place, command: Sequence[str], *, network: bool, report_fd: int) -> list[str]:
+        """See Containment."""
+        user, group = self.owner(place)
+        return [sys.executable, "-I", "-S", _SUPERVISOR, str(report_fd), f"{user}:{group}", *command]
+
+
+async def choose(reaper: Reaper, place: Place, *, hidden: Path, user_per_slot: bool) -> tuple[Containment, str]:
+    """The best containment that works here, tried in ``place``, and why no better one does (empty for the best).
+
+    ``hidden`` is the directory that no sandbox may see. Raises OSError where the directories can't be made.
+    """
+    program = shutil.which("bwrap")
+    if program is None:
+        why_not = "bubblewrap: bwrap is not on PATH"
+    else:
+        bubblewrap = Bubblewrap(program, hidden)
+        problem = await _problem(reaper, bubblewrap, place)
+        if not problem:
+            problem = await _problem(reaper, bubblewrap, place, network=False)
+            bubblewrap.can_cut_network = not problem
+            return bubblewrap, f"no sandbox without network: {problem}" if problem else ""
+        why_not = f"bubblewrap: {problem}"
+    if user_per_slot and os.geteuid() == 0:
+        by_user = Supervised(user_per_slot=True)
+        problem = await _problem(reaper, by_user, place)
+        if not problem:
+            return by_user, why_not
+        why_not += f"; a user per slot: {problem}"
+        for directory in (place.workspace, place.tmp):  # given to a user who is not to be
+            os.chown(directory, os.geteuid(), os.getegid())
+    return Supervised(user_per_slot=False), why_not
+
+
+async def _problem(reaper: Reaper, containment: Containment, place: Place, *, network: bool = True) -> str:
+    """Run a command that writes into the workspace and reads /proc; returns why it failed."""
+    script = 'test -r /proc/self/stat && probe=$(mktemp -p "$PWD") && rm -- "$probe"'
+    try:
+        containment.prepare(place)
+        process = Process(
+            reaper,
+            lambda fd: containment.argv(place, ["bash", "-c", script], network=network, report_fd=fd),
+            cwd=str(place.workspace),
+            env=containment.environment(place),
+            output_limit=4096,
+        )
+    except OSError as error:
+        return str(error)
+    async with process:
+        try:
+            code = await asyncio.wait_for(process.wait(), _PROBE_TIMEOUT_S)
+        except TimeoutError:
+            return f"no end after {_PROBE_TIMEOUT_S:g} s"
+    if code == 0:
+        return ""
+    said = process.stderr.take()[0].decode(errors="replace").strip()
+    return said or f"exit code {code}"
+
+
+def _allocation_directories() -> list[Path]:
+    return [Path(os.environ[name]) for name in _NOMAD_DIRECTORIES if os.environ.get(name)]
+
+
+def _read_only_root(hidden: list[Path]) -> list[str]:
+    """bwrap's arguments for a root with everything that is in ours, read-only, but for what is hidden.
+
+    Top-level entries one by one, rather than the root as a whole, so that /workspace need not exist in the image.
+    """
+    concealed = {path.resolve() for path in hidden if path.is_dir()}
+    arguments: list[str] = []
+    with os.scandir("/") as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name in _OWN_TOP_LEVEL or Path(entry.path) in concealed:
+                continue
+            if entry.is_symlink():
+                arguments += ["--symlink", os.readlink(entry.path), entry.path]
+            elif entry.is_dir() or entry.is_file():
+                arguments += ["--ro-bind-try", entry.path, entry.path]
+    for path in sorted(concealed):
+        if len(path.parts) > 2 and path.parts[1] not in _OWN_TOP_LEVEL:
+            arguments += ["--tmpfs", str(path)]
+    return arguments

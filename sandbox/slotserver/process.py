@@ -1,0 +1,248 @@
+"""One contained command: its output, its end, and the end of everything it started.
+
+Everything happens in the event loop, without a thread per process: pipes are read as they fill, and one SIGCHLD
+handler collects every child. The server makes itself a "child subreaper" (prctl(2)), so that nothing a command leaves
+behind can get away from it, and no zombie stays where the server is the container's first process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from .supervisor import PR_SET_CHILD_SUBREAPER, descendants, prctl, signal_all
+
+_CHUNK_BYTES = 64 * 1024
+_KILL_AFTER_S = 2.0  # a supervisor that did not act on SIGTERM by then is stuck or was stopped
+_GONE_WITHIN_S = 5.0  # SIGKILL takes effect at once, but for a process stuck in the kernel
+
+T = TypeVar("T")
+
+
+async def uninterrupted(work: Awaitable[T]) -> T:
+    """Wait for ``work`` to its end even when cancelled meanwhile, and only then be cancelled."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return task.result()
+
+
+class Reaper:
+    """Collects every child of this process, those it started and those it inherited from a command."""
+
+    def __init__(self) -> None:
+        self._started: set[int] = set()
+        self._exits: dict[int, asyncio.Future[int]] = {}
+
+    def install(self) -> None:
+        """Become the collector of the running event loop's process."""
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._collect)
+
+    def start(self, popen: Callable[[], subprocess.Popen[bytes]]) -> tuple[int, asyncio.Future[int]]:
+        """Start a process; returns its id and the future of its exit code. Raises OSError."""
+        process = popen()
+        process.returncode = 0  # it is collected here, so Popen must not wait for it when it is thrown away
+        self._started.add(process.pid)
+        return process.pid, self._exit_of(process.pid)
+
+    async def gone(self, pids: set[int]) -> None:
+        """Wait until none of these processes is there; they are dead or dying, and ours or about to be."""
+        exits = [self._exit_of(pid) for pid in pids if _exists(pid)]
+        if exits:
+            await asyncio.wait(exits, timeout=_GONE_WITHIN_S)
+
+    async def end_strays(self) -> None:
+        """End what was inherited from a command whose own container did not end it."""
+        while strays := descendants({os.getpid()}) - self._started - descendants(self._started):
+            signal_all(strays, signal.SIGKILL)
+            await self.gone(strays)
+            if any(_exists(pid) for pid in strays):
+                return
+
+    def _exit_of(self, pid: int) -> asyncio.Future[int]:
+        if pid not in self._exits:
+            self._exits[pid] = asyncio.get_running_loop().create_future()
+        return self._exits[pid]
+
+    def _collect(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                self._started.discard(pid)
+                future = self._exits.pop(pid, None)
+                if future and not future.done():
+                    future.set_result(os.waitstatus_to_exitcode(status))
+
+
+class Pipe:
+    """Collects what comes out of a pipe: the first ``limit`` bytes are kept, the rest is read and dropped."""
+
+    def __init__(self, limit: int, on_data: Callable[[], None] = lambda: None) -> None:
+        self._reading_end, self.writing_end = os.pipe()
+        os.set_blocking(self._reading_end, False)
+        self._limit = limit
+        self._kept = bytearray()
+        self._dropped = False
+        self._on_data = on_data
+        self._loop = asyncio.get_running_loop()
+
+    def listen(self) -> None:
+        """Close our copy of the writing end and read from now on; to be called when the writer has started."""
+        os.close(self.writing_end)
+        self.writing_end = -1
+        self._loop.add_reader(self._reading_end, self._read)
+
+    def take(self) -> tuple[bytes, bool]:
+        """What came up to now, what still lies in the pipe included, and whether bytes were dropped; forgets both."""
+        self._read_rest()
+        taken = bytes(self._kept), self._dropped
+        self._kept.clear()
+        self._dropped = False
+        return taken
+
+    def close(self) -> None:
+        """Close both ends; what came before, or still lies in the pipe, can be taken afterwards."""
+        if self._reading_end >= 0:
+            self._read_rest()
+            self._loop.remove_reader(self._reading_end)
+            os.close(self._reading_end)
+            self._reading_end = -1
+        if self.writing_end >= 0:
+            os.close(self.writing_end)
+            self.writing_end = -1
+
+    def _read_rest(self) -> None:
+        for _ in range(64):  # a pipe holds 16 chunks at most; more of them means that something writes on
+            if not self._read():
+                return
+
+    def _read(self) -> bool:
+        if self._reading_end < 0:
+            return False
+        try:
+            data = os.read(self._reading_end, _CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._reading_end)
+            return False
+        room = self._limit - len(self._kept)
+        self._kept += data[:room]
+        self._dropped |= len(data) > room
+        self._on_data()
+        return True
+
+
+class Process:
+    """A command in its containment. Leaving the ``async with`` block ends it and everything it started."""
+
+    def __init__(
+        self,
+        reaper: Reaper,
+        argv: Callable[[int], list[str]],
+        *,
+        cwd: str,
+        env: Mapping[str, str],
+        output_limit: int,
+        stdin: int = subprocess.DEVNULL,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        """Start it. ``argv`` gets the file descriptor to which bwrap or the supervisor reports; OSError if it fails."""
+        self._reaper = reaper
+        self.stdout, self.stderr = Pipe(output_limit), Pipe(output_limit)
+        self._report = Pipe(64 * 1024)
+        pipes = (self.stdout, self.stderr, self._report)
+        try:
+            self._pid, self._outer_exit = reaper.start(
+                lambda: subprocess.Popen(
+                    argv(self._report.writing_end),
+                    stdin=stdin,
+                    stdout=self.stdout.writing_end,
+                    stderr=self.stderr.writing_end,
+                    cwd=cwd,
+                    env=env,
+                    pass_fds=(self._report.writing_end, *pass_fds),
+                    start_new_session=True,
+                )
+            )
+        except BaseException:
+            for pipe in pipes:
+                pipe.close()
+            raise
+        for pipe in pipes:
+            pipe.listen()
+        self._ended: asyncio.Task[int | None] | None = None
+
+    async def __aenter__(self) -> Process:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.terminate()
+        await uninterrupted(self._end())
+
+    @property
+    def running(self) -> bool:
+        """Whether the command has not ended yet."""
+        return not self._outer_exit.done()
+
+    def terminate(self) -> None:
+        """Tell the command to end, with all that it started. ``wait`` says when it has."""
+        if self.running:
+            # bwrap dies of SIGTERM and takes its name space with it; the supervisor ends its tree.
+            signal_all({self._pid}, signal.SIGTERM)
+            signal_all({self._pid}, signal.SIGCONT)
+
+    async def wait(self) -> int | None:
+        """The command's exit code (128 + N where signal N ended it), when nothing it started is left.
+
+        None where there is none: it was terminated, or the containment failed (then ``stderr`` tells why).
+        """
+        await asyncio.wait({self._outer_exit})
+        return await uninterrupted(self._end())
+
+    async def _end(self) -> int | None:
+        if self._ended is None:
+            self._ended = asyncio.ensure_future(self._collect())
+        return await asyncio.shield(self._ended)
+
+    async def _collect(self) -> int | None:
+        await asyncio.wait({self._outer_exit}, timeout=_KILL_AFTER_S)
+        if self.running:
+            signal_all({self._pid}, signal.SIGKILL)
+            await asyncio.wait({self._outer_exit}, timeout=_GONE_WITHIN_S)
+        report: dict[str, int] = {}
+        for line in self._report.take()[0].splitlines():
+            report.update(json.loads(line))
+        # bwrap ends a moment before the first process of its name space does, which ends last of all in it.
+        if "child-pid" in report:
+            await self._reaper.gone({report["child-pid"]})
+        if "exit-code" not in report:
+            await self._reaper.end_strays()
+        for pipe in (self.stdout, self.stderr, self._report):
+            pipe.close()
+        return report.get("exit-code")
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
