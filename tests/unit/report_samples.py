@@ -119,18 +119,29 @@ def record(
         for sandbox in plan.sandboxes:
             if not sandbox.left_out:
                 write_atomically(folder / "images" / f"{sandbox.name}.json", json.dumps(_image()))
-                endpoints = [{"allocation": ALLOCATION.get(sandbox.name, ""), "address": "::1", "port": 31000}]
-                document = {"endpoints": endpoints, "seconds": {"placed": 0.12, "running": 0.4, "ready": 0.81}}
-                write_atomically(folder / "endpoints" / f"{sandbox.name}.json", json.dumps(document))
+                write_atomically(folder / "endpoints" / f"{sandbox.name}.json", json.dumps(_endpoints(sandbox)))
+        nomad = {"address": "http://user:pass@127.0.0.1:4646", "version": "1.11.2", "local": True}
+        write_atomically(folder / "nomad.json", json.dumps(nomad))
     return folder
 
 
 def _image() -> dict[str, object]:
+    """As :class:`sifproof.image.provenance.Provenance` writes it, and a key of a later version."""
     return {
-        "source": {"reference": "docker-daemon:sandbox:latest", "digest": "sha256:" + "ab" * 32},
-        "sif": {"path": "results/images/sandbox.sif", "sha256": "cd" * 32, "bytes": 78_100_000},
-        "arguments": ["-comp", "zstd", "-Xcompression-level", "3"],
+        "source": "docker-daemon:sandbox:latest",
+        "digest": "sha256:" + "ab" * 32,
+        "sif": "results/images/sandbox.sif",
+        "sha256": "cd" * 32,
+        "size_bytes": 78_100_000,
         "versions": {"apptainer": "1.4.5", "mksquashfs": "4.6.1"},
+        "arguments": ["apptainer build --disable-cache x.sif oci:o"],
+        "seconds": {"export": 1.9, "unpack": 0.8, "squash": 2.6, "sha256": 0.4, "total": 5.7},
+        "image": {"env": ["PATH=/bin", "API_TOKEN=hidden-from-every-report"]},
         "registry_token": "hidden-from-every-report",
-        "seconds": {"export": 1.9, "unpack": 0.8, "squash": 2.6, "sha256": 0.4},
     }
+
+
+def _endpoints(sandbox: PlannedSandbox) -> dict[str, object]:
+    """The part of :class:`sifproof.cluster.Endpoints` that reports use."""
+    allocation = {"id": ALLOCATION.get(sandbox.name, ""), "node_name": "node-1", "address": "::1", "port": 31000}
+    return {"job_id": sandbox.job_id, "allocations": [allocation], "seconds": {"submit": 0.04, "place and start": 0.4}}

@@ -81,6 +81,7 @@ class Reason(BaseModel):
     check: str = Field(default="", description="id of the check that failed, where one did")
     text: str = Field(description="what happened, and why")
     todo: str = Field(default="", description="what to do next")
+    follows: bool = Field(default=False, description="whether it only follows from another of the reasons")
 
 
 class SandboxDecision(BaseModel):
@@ -174,12 +175,12 @@ def decide(
     )
 
 
-def _weight(reason: Reason) -> int:
-    return reason.fault.exit_code
+def _weight(reason: Reason) -> tuple[int, bool]:
+    return reason.fault.exit_code, reason.follows
 
 
 def _of_fault(record: FaultRecord) -> Reason:
-    text = f"{record.what.rstrip('.')}: {record.why}" if record.why else record.what
+    text = str(record.model_copy(update={"todo": ""}))
     return Reason(fault=record.fault, sandbox=record.sandbox, text=text, todo=record.todo)
 
 
@@ -257,7 +258,12 @@ def _gaps(
             if row.suite not in suites and row.required and row.verdict == "not-measured":
                 gap(_not_measured(row.check, row.allocation, row.message), row.suite, row.allocation)
     return [
-        Reason(fault=fault, sandbox=sandbox.name, text=f"Sandbox {sandbox.name}: {'; '.join(dict.fromkeys(texts))}.")
+        Reason(
+            fault=fault,
+            sandbox=sandbox.name,
+            text=f"Sandbox {sandbox.name}: {'; '.join(dict.fromkeys(texts))}.",
+            follows=fault is not Fault.INCOMPLETE,
+        )
         for fault, texts in gaps.items()
     ]
 
@@ -297,7 +303,7 @@ def _sentence(outcome: Outcome, plan: Plan, counted: Sequence[Verdict], reasons:
         failed = sum(bool(reason.check) for reason in weightiest)
         text = f"{failed} of {_number(len(required), 'required check')} failed on {where}: {_listed(checks, 3)}"
     else:
-        more = len(reasons) - 1
+        more = sum(not reason.follows for reason in reasons) - 1
         text = reasons[0].text.rstrip(".") + (f" (and {_number(more, 'more reason')})" if more else "")
     if left_out and measured:
         text += "; left out: " + "; ".join(f"{item.name} ({item.left_out.rstrip('.')})" for item in left_out)

@@ -6,6 +6,7 @@ required check that was not measured. What the gate does not count is ``skipped`
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pandas as pd
@@ -48,8 +49,9 @@ def render(checks: pd.DataFrame, decision: Decision, started: str = "") -> str:
     for made in suites:
         report.append(made)
     report.update_statistics()
-    text: str = report.tostring().decode("utf-8")
-    return text + "\n"
+    stream = io.BytesIO()
+    report.write(stream)
+    return stream.getvalue().decode("utf-8") + "\n"
 
 
 def _suite(name: str, cases: list[TestCase], started: str) -> TestSuite:

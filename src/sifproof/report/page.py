@@ -12,16 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 from sifproof.records import PlannedSandbox
 from sifproof.report.decision import CheckDescription, Describe, Reason, SandboxDecision
 from sifproof.report.escaping import one_line, printable
 from sifproof.report.facts import ImageFacts, Timing, flatten, image_facts, timings
-from sifproof.report.recorded import Recorded
+from sifproof.report.recorded import Document, Recorded
 from sifproof.report.tables import LEFT_OUT, rows
 from sifproof.report.verdict import VerdictFile
 
@@ -51,10 +52,12 @@ class SandboxCard:
 
 @dataclass(frozen=True)
 class ReasonCard:
-    """One thing to act on, with the places where it was seen."""
+    """One thing to act on, and where it was seen."""
 
     reason: Reason
-    where: list[str]
+    heading: str
+    text: str
+    where: str
     description: CheckDescription | None
     rerun: str
 
@@ -93,11 +96,12 @@ class Bar:
 def render(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame, describe: Describe | None = None) -> str:
     """The page of a run; ``checks`` is its :func:`~sifproof.report.tables.checks_table`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(size=size, seconds=seconds, moment=moment, anchor=anchor, printable=_message)
+    environment.filters.update(size=size, seconds=seconds, moment=moment, anchor=anchor, printable=_message, code=code)
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     measured = [sandbox for sandbox in recorded.plan.sandboxes if not sandbox.left_out]
     return template.render(
         verdict=verdict,
+        lead=_lead(verdict.sentence),
         title=one_line(f"{verdict.verdict} · {verdict.run} · sifproof"),
         words=WORDS,
         totals=_counts(checks[checks["check"] != LEFT_OUT]),
@@ -106,15 +110,13 @@ def render(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame, descr
         reasons=list(_reasons(verdict, recorded, describe)),
         columns=measured,
         suites=list(_matrix(checks, [sandbox.name for sandbox in measured], describe)),
-        timings=list(_timing_groups(timings(recorded), checks)),
+        timings=list(_timing_groups(recorded, checks)),
         provenance=[
-            (sandbox.name, kind, list(flatten(documents[sandbox.name])))
+            (sandbox.name, list(flatten(recorded.images[sandbox.name])))
             for sandbox in recorded.plan.sandboxes
-            for kind in ("images", "jobs", "endpoints")
-            for documents in [getattr(recorded, kind)]
-            if sandbox.name in documents
+            if sandbox.name in recorded.images
         ],
-        left_out=[sandbox for sandbox in recorded.plan.sandboxes if sandbox.left_out],
+        left_out=len(recorded.plan.sandboxes) - len(measured),
     )
 
 
@@ -137,7 +139,7 @@ def seconds(value: float) -> str:
     if value < 99.5:
         return f"{value:.2f} s" if value < 9.995 else f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02} s"
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def moment(text: str) -> str:
@@ -146,9 +148,23 @@ def moment(text: str) -> str:
     return f"{parsed:%-d %B %Y, %H:%M:%S} UTC" if parsed else text
 
 
+def code(text: str) -> Markup:
+    """``text`` with what stands between backticks as code, the rest escaped."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else escape(p) for n, p in enumerate(parts))
+
+
 def anchor(text: str) -> str:
     """``text`` as an HTML id."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", text)
+
+
+def _lead(sentence: str) -> str:
+    """The sentence without its opening, which the headline says."""
+    lead = sentence.partition(": ")[2] or sentence
+    return lead[:1].upper() + lead[1:]
 
 
 def _message(text: str) -> str:
@@ -177,31 +193,26 @@ def _counts(checks: pd.DataFrame) -> dict[str, int]:
 def _cards(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame) -> Iterator[SandboxCard]:
     for planned, decided in zip(recorded.plan.sandboxes, verdict.sandboxes, strict=True):
         own = checks[(checks["sandbox"] == planned.name) & (checks["check"] != LEFT_OUT)]
-        addresses = dict(_addresses(recorded.endpoints.get(planned.name, {})))
-        nodes = {row.allocation: row.node for row in rows(own) if row.allocation}
+        endpoints = list(_places(recorded.endpoints.get(planned.name, {})))
+        known = {place.allocation for place in endpoints}
+        checked = {row.allocation: row.node for row in rows(own) if row.allocation and row.allocation not in known}
         yield SandboxCard(
             planned=planned,
             decided=decided,
             counts=_counts(own),
             facts=image_facts(recorded.images.get(planned.name, {})),
-            places=[Place(item, nodes.get(item, ""), addresses.get(item, "")) for item in {**nodes, **addresses}],
+            places=[*endpoints, *(Place(allocation, node, "") for allocation, node in checked.items())],
         )
 
 
-def _addresses(document: Any) -> Iterator[tuple[str, str]]:
-    """``(allocation, address:port)`` wherever a mapping names both."""
-    if isinstance(document, list):
-        for item in document:
-            yield from _addresses(item)
-    elif isinstance(document, Mapping):
-        allocation = next((document[key] for key in ("allocation", "allocation_id", "id") if key in document), None)
-        host = next((document[key] for key in ("address", "host", "ip", "url") if key in document), None)
-        if isinstance(allocation, str) and isinstance(host, str):
-            port = document.get("port")
-            bracketed = f"[{host}]" if ":" in host and "[" not in host and "//" not in host else host
-            yield allocation, f"{bracketed}:{port}" if port else bracketed
-        for item in document.values():
-            yield from _addresses(item)
+def _places(document: Document) -> Iterator[Place]:
+    """The allocations of one ``endpoints/<sandbox>.json``, a :class:`~sifproof.cluster.Endpoints` as a rule."""
+    allocations = document.get("allocations")
+    for item in allocations if isinstance(allocations, list) else []:
+        if isinstance(item, Mapping):
+            host, port = str(item.get("address", "")), item.get("port")
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            yield Place(str(item.get("id", "")), str(item.get("node_name", "")), address if host and port else "")
 
 
 def _reasons(verdict: VerdictFile, recorded: Recorded, describe: Describe | None) -> Iterator[ReasonCard]:
@@ -213,15 +224,26 @@ def _reasons(verdict: VerdictFile, recorded: Recorded, describe: Describe | None
     drivers = {sandbox.name: sandbox.driver for sandbox in recorded.plan.sandboxes}
     for group in groups.values():
         first = group[0]
+        if first.check:
+            heading, text = first.check, first.text.removeprefix(f"{first.check} failed: ")
+        else:
+            heading, _, text = first.text.partition("\n")
         affected = dict.fromkeys(drivers[reason.sandbox] for reason in group if reason.sandbox in drivers)
         one = len(affected) == 1 and len(drivers) > 1
         chosen = f" --config driver={shlex.quote(next(iter(affected)))}" if one else ""
         yield ReasonCard(
             reason=first,
-            where=list(dict.fromkeys(_place(reason.sandbox, reason.allocation) for reason in group if reason.sandbox)),
+            heading=heading,
+            text=text,
+            where=_some(list(dict.fromkeys(_place(r.sandbox, r.allocation) for r in group if r.sandbox))),
             description=describe(first.check) if describe and first.check else None,
             rerun=f"sifproof run{chosen}",
         )
+
+
+def _some(places: Sequence[str], most: int = 6) -> str:
+    more = len(places) - most
+    return ", ".join(places[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _place(sandbox: str, allocation: str) -> str:
@@ -258,36 +280,38 @@ def _cell(outcomes: pd.DataFrame) -> Cell:
         measured = f"{row.value:.4g} {row.unit}" + ("" if pd.isna(row.limit) else f" of {row.limit:.4g}")
     return Cell(
         word=word,
-        share=f"{len(alike)}/{len(outcomes)}" if len(outcomes) > 1 else "",
+        share=f"{len(alike)}/{len(outcomes)}" if len(alike) < len(outcomes) else "",
         measured=measured,
         required=bool(outcomes["required"].any()),
     )
 
 
 def _notes(outcomes: pd.DataFrame, said: set[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+    places: dict[tuple[str, str], list[str]] = {}
     for row in rows(outcomes):
-        if row.verdict == "pass" or not row.message:
-            continue
+        if row.verdict != "pass" and row.message:
+            places.setdefault((row.verdict, row.message), []).append(_place(row.sandbox, row.allocation))
+    for (word, message), where in places.items():
         # One cause leaves a whole suite unmeasured: say it once.
-        key = (row.sandbox, row.message)
-        if row.verdict == "not-measured" and key in said:
-            continue
-        said.add(key)
-        yield _place(row.sandbox, row.allocation), row.verdict, row.message
+        key = (message, ", ".join(where))
+        if word != "not-measured" or key not in said:
+            said.add(key)
+            yield _some(where), word, message
 
 
-def _timing_groups(found: Sequence[Timing], checks: pd.DataFrame) -> Iterator[tuple[str, list[tuple[str, list[Bar]]]]]:
+def _timing_groups(recorded: Recorded, checks: pd.DataFrame) -> Iterator[tuple[str, list[tuple[str, list[Bar]]]]]:
     titles = {
         "image": "Image: source to SIF",
         "job": "Job: submitted to ready",
         "checks": "Checks, by suite",
     }
+    found = timings(recorded)
     for stage, title in titles.items():
         of_stage = [timing for timing in found if timing.stage == stage]
         longest = max((timing.seconds for timing in of_stage), default=0.0) or 1.0
         groups: dict[str, list[Bar]] = {}
         for timing in of_stage:
-            groups.setdefault(timing.sandbox, []).append(
+            groups.setdefault(_title(timing, recorded), []).append(
                 Bar(timing.step, timing.seconds, 100 * timing.seconds / longest)
             )
         if groups:
@@ -295,8 +319,18 @@ def _timing_groups(found: Sequence[Timing], checks: pd.DataFrame) -> Iterator[tu
     slowest = checks[checks["duration_s"] > 0].nlargest(8, "duration_s")
     if len(slowest):
         longest = float(slowest["duration_s"].max())
+        several = bool(slowest.duplicated(["sandbox", "check"]).any())
         bars = [
-            Bar(f"{row.check} ({_place(row.sandbox, '')})", row.duration_s, 100 * row.duration_s / longest)
+            Bar(
+                f"{row.check} ({_place(row.sandbox, row.allocation if several else '')})",
+                row.duration_s,
+                100 * row.duration_s / longest,
+            )
             for row in rows(slowest)
         ]
         yield "Slowest checks", [("", bars)]
+
+
+def _title(timing: Timing, recorded: Recorded) -> str:
+    reused = timing.stage == "image" and image_facts(recorded.images.get(timing.sandbox, {})).reused
+    return f"{timing.sandbox}, converted by an earlier run" if reused else timing.sandbox

@@ -28,9 +28,10 @@ class Recorded:
     faults: list[FaultRecord] = field(default_factory=list)
     images: dict[str, Document] = field(default_factory=dict)
     """Provenance of the image under test, by sandbox."""
-    jobs: dict[str, Document] = field(default_factory=dict)
     endpoints: dict[str, Document] = field(default_factory=dict)
-    """Both by sandbox."""
+    """Allocations and how long they took to run, by sandbox."""
+    nomad: Document = field(default_factory=dict)
+    """The cluster."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -56,8 +57,8 @@ def read_run(folder: Path) -> Recorded:
         verdicts=verdicts,
         faults=[record for record in faults if record],
         images=_documents(folder / "images", problems),
-        jobs=_documents(folder / "jobs", problems),
         endpoints=_documents(folder / "endpoints", problems),
+        nomad=_documents(folder, problems, "nomad.json").get("nomad", {}),
         problems=problems,
     )
 
@@ -89,12 +90,16 @@ def _verdicts(path: Path, problems: list[str]) -> Iterator[Verdict]:
             try:
                 yield Verdict.model_validate_json(line)
             except ValidationError as error:
+                # A suite that could not begin says so where its verdicts would stand, and in faults/.
+                if line.startswith(b'{"fault":') and number == 1:
+                    continue
                 problems.append(f"{_name(path)}, line {number}, cannot be understood: {_first(error)}.")
 
 
-def _documents(folder: Path, problems: list[str]) -> dict[str, Document]:
+def _documents(folder: Path, problems: list[str], pattern: str = "*.json") -> dict[str, Document]:
+    """The JSON objects by stem; without those that hand on a fault, which is in ``faults/`` too."""
     documents: dict[str, Document] = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob(pattern)):
         content = _read(path, problems)
         if content is None:
             continue
@@ -103,13 +108,16 @@ def _documents(folder: Path, problems: list[str]) -> dict[str, Document]:
         except ValueError as error:
             problems.append(f"{_name(path)} cannot be understood: {one_line(str(error), 120)}.")
             continue
-        documents[path.stem] = document if isinstance(document, dict) else {folder.name: document}
+        if not isinstance(document, dict):
+            problems.append(f"{_name(path)} cannot be understood: it holds no JSON object.")
+        elif set(document) != {"fault"}:
+            documents[path.stem] = document
     return documents
 
 
 def _name(path: Path) -> str:
     parent = path.parent.name
-    return f"{parent}/{path.name}" if parent in {"verdicts", "faults", "images", "jobs", "endpoints"} else path.name
+    return f"{parent}/{path.name}" if parent in {"verdicts", "faults", "images", "endpoints"} else path.name
 
 
 def _first(error: ValidationError) -> str:

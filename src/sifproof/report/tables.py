@@ -48,15 +48,20 @@ class SummaryRow(BaseModel):
     sif: str = Field(description="path of the Apptainer image")
     sif_sha256: str = Field(description="SHA-256 of the Apptainer image, hexadecimal")
     sif_bytes: int | None = Field(description="size of the Apptainer image in bytes")
-    image_s: float | None = Field(description="seconds that the image took: export, conversion, digests")
+    image_s: float | None = Field(description="seconds that the image took, in the run that converted it")
     job_s: float | None = Field(description="seconds from the job's submission to its endpoints")
     checks_s: float | None = Field(description="seconds that the checks took, teardown among them")
 
 
 def checks_table(plan: Plan, verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """A row per verdict in the order of the plan, and one per sandbox left out; columns as in :class:`Verdict`."""
-    order = {sandbox.name: number for number, sandbox in enumerate(plan.sandboxes)}
-    shown = sorted(verdicts, key=lambda row: order.get(row.sandbox, len(order)))
+    order = {sandbox.name: (number, sandbox.suites) for number, sandbox in enumerate(plan.sandboxes)}
+
+    def place(row: Verdict) -> tuple[int, int]:
+        number, suites = order.get(row.sandbox, (len(order), []))
+        return number, suites.index(row.suite) if row.suite in suites else len(suites)
+
+    shown = sorted(verdicts, key=place)
     measured = {row.sandbox for row in shown}
     for sandbox in plan.sandboxes:
         if sandbox.left_out and sandbox.name not in measured:

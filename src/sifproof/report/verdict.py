@@ -42,6 +42,8 @@ def of(
 ) -> VerdictFile:
     """The verdict file of a run; ``reports`` gives the path of each report below the results folder by name."""
     plan = recorded.plan
+    # The plan is made before the agent of a local run has an address.
+    address, version = (str(recorded.nomad.get(key, "")) for key in ("address", "version"))
     return VerdictFile(
         **decision.model_dump(),
         run=plan.run,
@@ -49,7 +51,9 @@ def of(
         finished=(finished or datetime.now(UTC)).isoformat(timespec="seconds"),
         sifproof=plan.sifproof,
         nomad=Nomad(
-            address=without_credentials(plan.nomad_address), version=plan.nomad_version, local=plan.nomad_local
+            address=without_credentials(address or plan.nomad_address),
+            version=version or plan.nomad_version,
+            local=plan.nomad_local,
         ),
         tools=plan.tools,
         reports=reports,
