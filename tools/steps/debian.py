@@ -14,7 +14,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -31,6 +31,7 @@ _DEBIAN_SUITES = ("bookworm", "trixie", "forky", "sid", "stable", "testing", "un
 
 # The packages that the programs of a bundle need to run, libraries included. Suite `sid` is the only one that has apptainer.
 BUNDLES: dict[str, tuple[str, ...]] = {
+    "pip": ("python3-pip-whl",),
     "apptainer": (
         *("apptainer/sid", "squashfs-tools", "squashfuse", "libsquashfuse0", "fuse-overlayfs", "libfuse3-4"),
         *("libc6", "libseccomp2", "libsqlite3-0", "liblzo2-2", "liblz4-1", "libzstd1", "liblzma5", "zlib1g"),
@@ -86,13 +87,17 @@ def pinned(bundle: str) -> list[Package]:
     return [p for p in packages if p.bundle == bundle and p.architecture in (architecture(), "all")]
 
 
-def unpack(bundle: str) -> None:
-    """Make ``.tools/debian/<bundle>``, unless it is there and made of the same packages at the same place."""
+def unpack(bundle: str, before: Callable[[], None] = lambda: None) -> None:
+    """Make ``.tools/debian/<bundle>``, unless it is there and made of the same packages at the same place.
+
+    ``before`` is called where there is something to do.
+    """
     folder = places.TOOLS / "debian" / bundle
     packages = pinned(bundle)
     stamp = places.digest(Path(__file__), str(folder), "\n".join(map(str, packages)))
     if places.made_of(folder) == stamp:
         return
+    before()
     with Step(bundle, f"unpacking {len(BUNDLES[bundle])} Debian packages", places.LOGS) as step:
         files = _fetch(step, bundle, packages)
         with places.building(folder, stamp) as fresh:
@@ -102,8 +107,9 @@ def unpack(bundle: str) -> None:
             shutil.rmtree(fresh / "usr" / "share" / "doc", ignore_errors=True)
             shutil.rmtree(fresh / "usr" / "share" / "man", ignore_errors=True)
             _make_writable(fresh)
-            _relocate(step, fresh, folder)
-            _FINISH[bundle](fresh, folder)
+            if bundle in _FINISH:
+                _relocate(step, fresh, folder)
+                _FINISH[bundle](fresh, folder)
 
 
 def _fetch(step: Step, bundle: str, packages: list[Package]) -> list[Path]:

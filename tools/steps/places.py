@@ -57,6 +57,11 @@ def made_of(folder: Path) -> str:
         return ""
 
 
+def mark(folder: Path, stamp: str) -> None:
+    """Write down what ``folder`` was made of."""
+    (folder / _STAMP).write_text(stamp)
+
+
 @contextlib.contextmanager
 def building(folder: Path, stamp: str) -> Iterator[Path]:
     """A new folder to build in, which becomes ``folder`` when all went well.
@@ -70,7 +75,7 @@ def building(folder: Path, stamp: str) -> Iterator[Path]:
     try:
         fresh.chmod(0o755)
         yield fresh
-        (fresh / _STAMP).write_text(stamp)
+        mark(fresh, stamp)
         if folder.exists():
             folder.rename(folder.parent / f".{folder.name}.old")
         fresh.rename(folder)

@@ -34,6 +34,14 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+_started: list[str] = []
+
+
+def started() -> bool:
+    """Whether there was anything to do."""
+    return bool(_started)
+
+
 class Step:
     """One step of set-up, as a context: ``with Step("nomad", "building", logs) as step: step.run([...])``."""
 
@@ -48,6 +56,7 @@ class Step:
     def __enter__(self) -> Step:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.log.unlink(missing_ok=True)
+        _started.append(self.name)
         if not _TERMINAL:
             say(f"  ..  {self.name}: {self.what}")
         self._ticker.start()

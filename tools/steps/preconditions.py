@@ -1,0 +1,82 @@
+"""What set-up can't make: what the machine itself must allow. Each lack is told with what it costs and what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from sifproof.errors import SifproofError
+from steps import places
+
+FUSE = Path("/dev/fuse")
+
+
+def lacking(*, docker: bool) -> Iterator[SifproofError]:
+    """What this machine lacks for runs; with ``docker``, for a private Docker engine too."""
+    yield from _user_namespaces()
+    yield from _fuse()
+    if docker and os.geteuid() != 0:
+        yield SifproofError(
+            "a private Docker engine can't be started",
+            why="it needs root, and this is an ordinary user; the docker sandbox is left out of runs, and tests that "
+            "need an engine fail",
+            todo="run as root, or start an engine and set DOCKER_HOST where it is not at its usual place",
+        )
+
+
+def require_room(gigabytes: float, what: str) -> None:
+    """Raise unless ``.tools`` has ``gigabytes`` of free disk for ``what``."""
+    places.TOOLS.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(places.TOOLS).free / 1e9
+    if free < gigabytes:
+        raise SifproofError(
+            f"{what} needs {gigabytes:g} GB of free disk, and {places.TOOLS} has {free:.1f} GB",
+            todo="make room, or set SIFPROOF_TOOLS to a folder on a larger disk",
+        )
+
+
+def _user_namespaces() -> Iterator[SifproofError]:
+    # bubblewrap in the container makes a namespace inside Apptainer's: two levels.
+    one = ["unshare", "--user", "--map-root-user"]
+    for words, what in ((one, "user namespaces"), ([*one, *one], "user namespaces inside user namespaces")):
+        asked = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
+        if asked.returncode != 0:
+            yield SifproofError(
+                f"this machine gives no {what}",
+                why=f"`{' '.join(words)} true` said: {asked.stderr.strip()}; without them Apptainer runs no image for "
+                "an ordinary user, and commands in a sandbox are not shielded from one another",
+                todo=_how_to_allow_user_namespaces(),
+            )
+            return
+
+
+def _how_to_allow_user_namespaces() -> str:
+    if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return "have root run `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"
+    if _setting("user/max_user_namespaces") == "0":
+        return "have root run `sysctl -w user.max_user_namespaces=65536`"
+    if _setting("kernel/unprivileged_userns_clone") == "0":
+        return "have root run `sysctl -w kernel.unprivileged_userns_clone=1`"
+    return "in a container, start it with --privileged; elsewhere ask who looks after the machine"
+
+
+def _setting(name: str) -> str:
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _fuse() -> Iterator[SifproofError]:
+    cost = "Apptainer then unpacks the whole image at each start, which takes seconds and disk"
+    if not FUSE.exists():
+        yield SifproofError(
+            f"{FUSE} is not there", why=cost, todo="have root run `modprobe fuse`; for a container, `--device /dev/fuse`"
+        )
+    elif not os.access(FUSE, os.R_OK | os.W_OK):
+        yield SifproofError(
+            f"{FUSE} can't be read and written by this user", why=cost, todo=f"have root run `chmod 666 {FUSE}`"
+        )

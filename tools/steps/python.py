@@ -1,0 +1,96 @@
+"""The Python side: ``.venv`` with what ``tools/python/*.lock`` pins by version and hash, and sifproof itself, editable.
+
+The locks are written by ``make lock``. ``bootstrap.lock`` holds what is needed to install the rest, ``go.lock`` the Go
+toolchain for machines without one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from sifproof.errors import SifproofError
+from steps import debian, places
+from steps.progress import Step
+
+VENV = places.CHECKOUT / ".venv"
+_LOCKS = places.CHECKOUT / "tools" / "python"
+
+
+def python() -> Path:
+    """The interpreter of ``.venv``."""
+    return VENV / "bin" / "python"
+
+
+def ready() -> bool:
+    """Whether ``.venv`` holds sifproof and all it needs."""
+    return (VENV / ".sifproof-made-of").exists()
+
+
+def make() -> None:
+    """Make ``.venv``, unless it is there and made of the same locks by the same Python at the same place."""
+    interpreter = f"{sys.version} {Path(sys.executable).resolve()} {VENV}"
+    locks = [_LOCKS / "bootstrap.lock", _LOCKS / "requirements.lock"]
+    stamp = places.digest(Path(__file__), interpreter, *locks)
+    if places.made_of(VENV) != stamp:
+        _refuse_to_replace_what_is_not_ours()
+        with Step("python", f"Python packages for .venv, from PyPI by {' and '.join(f.name for f in locks)}",
+                  places.LOGS) as step:
+            _make_empty(step)
+            pip(step, "install", "--require-hashes", "--only-binary=:all:", "-r", locks[0])
+            # One dependency of Snakemake has no wheel: it is built with the setuptools just installed, nothing else.
+            pip(step, "install", "--require-hashes", "--only-binary=:all:", "--no-binary=connection-pool",
+                "--no-build-isolation", "-r", locks[1])
+            places.mark(VENV, stamp)
+    _install_project()
+
+
+def _install_project() -> None:
+    stamp_file = VENV / ".sifproof-made-of"
+    stamp = places.digest(places.CHECKOUT / "pyproject.toml", places.made_of(VENV))
+    if stamp_file.exists() and stamp_file.read_text() == stamp:
+        return
+    with Step("sifproof", "sifproof itself into .venv, editable", places.LOGS) as step:
+        pip(step, "install", "--no-deps", "--no-build-isolation", "--no-index", "--editable", places.CHECKOUT)
+        stamp_file.write_text(stamp)
+
+
+def pip(step: Step, *words: str | Path) -> None:
+    """Run the pip of ``.venv``, or before there is one, Debian's unpacked one."""
+    arguments = [*words, "--disable-pip-version-check", "--no-input", "--progress-bar=off", "--no-warn-script-location"]
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "PYTHONPATH", "PIP_REQUIRE_VIRTUALENV")}
+    command: list[str | Path] = [python(), "-m", "pip"]
+    if not list(VENV.glob("lib/python3*/site-packages/pip")):
+        command = [python(), next((places.TOOLS / "debian" / "pip").glob("usr/share/python-wheels/pip-*.whl")) / "pip"]
+    step.run([*command, *arguments], env=env)
+
+
+def _make_empty(step: Step) -> None:
+    if VENV.exists():
+        shutil.rmtree(VENV)
+    VENV.mkdir()
+    places.mark(VENV, "unfinished")
+    flags = []
+    if importlib.util.find_spec("ensurepip") is None:
+        # Debian and Ubuntu keep pip and ensurepip in packages of their own, which a plain machine lacks.
+        debian.unpack("pip")
+        flags = ["--without-pip"]
+    if importlib.util.find_spec("venv") is None:
+        raise SifproofError(
+            f"{sys.executable} can't make virtual environments",
+            why="its module `venv` is missing",
+            todo="install the whole of Python's standard library (Debian's package libpython3-stdlib)",
+        )
+    step.run([sys.executable, "-m", "venv", *flags, VENV])
+
+
+def _refuse_to_replace_what_is_not_ours() -> None:
+    if VENV.exists() and not places.made_of(VENV) and any(VENV.iterdir()):
+        raise SifproofError(
+            f"{VENV} is not set-up's",
+            why="it is there, but set-up did not make it and would have to replace it",
+            todo="move it out of the way and run this again",
+        )
