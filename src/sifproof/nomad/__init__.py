@@ -1,0 +1,1 @@
+"""Nomad: job specification, client, submission, teardown, and the agent that a run starts for itself."""

@@ -1,0 +1,292 @@
+"""The Nomad job of a sandbox, for both drivers.
+
+A job is ``{"Job": {…}}``, as Nomad's HTTP API takes it and as ``nomad job run -json FILE`` reads it. Nothing here
+talks to Nomad or looks at this machine: the same arguments give the same job.
+
+Both drivers run one line of shell. Nomad fills in ``$NOMAD_*`` through the environment, when the task starts. All
+else in the line that comes from the config is quoted by :func:`quote`, and arrives at the server as it was written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sifproof import __version__
+from sifproof.errors import Fault, SifproofError
+
+GROUP = "sandbox"
+TASK = "server"
+PORT_LABEL = "http"
+COMMAND = ("python3", "/app/sandbox_server.py")
+DOCKER_PORT = 8080
+META_VERSION = "sifproof_version"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NANOSECONDS = 1_000_000_000
+
+# The agent's environment reaches a raw_exec task but for a denylist that knows few tokens, and apptainer carries
+# APPTAINERENV_* and APPTAINER_BIND over its own --cleanenv and --containall. So apptainer starts with this alone.
+# HOME is the task's own directory: ~/.apptainer of the client's user may hold registry passwords. TMPDIR is where a
+# SIF is unpacked on a node without FUSE.
+_ENVIRONMENT = (
+    'PATH="$PATH"',
+    'HOME="$NOMAD_TASK_DIR"',
+    'TMPDIR="$NOMAD_ALLOC_DIR/tmp"',
+    'NOMAD_ALLOC_ID="$NOMAD_ALLOC_ID"',
+)
+
+
+def validate_id(value: str, what: str = "id") -> str:
+    """``value``, if it can stand in a URL as it is; raises :class:`SifproofError` (fault: configuration).
+
+    python-nomad puts ids into paths unquoted: ``#`` or ``?`` would cut the path short and hit another object.
+    """
+    if not _ID.fullmatch(value):
+        raise SifproofError(
+            f"{value!r} can't be a {what}",
+            why="letters, digits, dots, hyphens and underscores are allowed, a letter or digit first",
+            fault=Fault.CONFIGURATION,
+        )
+    return value
+
+
+def quote(word: str) -> str:
+    """``word`` as one word of a shell line in a task's config: neither the shell nor Nomad changes it.
+
+    Nomad evaluates each string of a task's config as an HCL template, where ``${`` and ``%{`` begin an expression.
+    Inside the single quotes of :func:`shlex.quote`, closing and reopening them between the two characters says the
+    same to the shell and nothing to Nomad.
+    """
+    if "\0" in word:
+        raise SifproofError(f"{word!r} can't be an argument", why="it holds a NUL character", fault=Fault.CONFIGURATION)
+    return shlex.quote(word).replace("${", "$''{").replace("%{", "%''{")
+
+
+def _literal(value: str) -> str:
+    """``value`` as a string of a task's config that Nomad does not change."""
+    return value.replace("${", "$${").replace("%{", "%%{")
+
+
+def _lines(*groups: Sequence[str]) -> str:
+    """The words of ``groups`` as one command, a group a line: the rendered job is read by people."""
+    return " \\\n  ".join(" ".join(group) for group in groups if group)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:g}" if value < 1e5 else str(int(value))
+
+
+def _apptainer_line(
+    *,
+    program: str,
+    image: str,
+    command: Sequence[str],
+    slots: int,
+    workdir: str,
+    binds: Sequence[str],
+    environment: Mapping[str, str],
+    userns: bool,
+    flags: Sequence[str],
+    lifetime_s: float,
+    kill_timeout_s: float,
+) -> str:
+    # SingularityCE reads its own prefix only, Apptainer both.
+    prefix = "SINGULARITYENV_" if program.rpartition("/")[2] == "singularity" else "APPTAINERENV_"
+    handed_on = [f"{prefix}{name}={quote(value)}" for name, value in environment.items()]
+    return _lines(
+        ['mkdir -p "$NOMAD_ALLOC_DIR/data" "$NOMAD_ALLOC_DIR/tmp" &&'],
+        ["exec env -i", *_ENVIRONMENT, f'{prefix}NOMAD_ALLOC_ID="$NOMAD_ALLOC_ID"', *handed_on],
+        # --foreground keeps the server in the process group of the task, which Nomad kills when all else fails.
+        ["timeout --foreground", f"-k {_seconds(kill_timeout_s)}", _seconds(lifetime_s)],
+        [quote(program), "-q exec --containall", *(["--userns"] if userns else []), *map(quote, flags)],
+        # Without /dev/full bubblewrap can't make its own /dev inside. --workdir puts /tmp on disk: a tmpfs has 64 MiB.
+        ["--bind /dev/full", '--bind "$NOMAD_ALLOC_DIR/data:/data"', *(f"--bind {quote(b)}" for b in binds)],
+        ['--workdir "$NOMAD_ALLOC_DIR/tmp"', f"--pwd {quote(workdir)}"],
+        [quote(image), *map(quote, command)],
+        # The address Nomad reports, and no other: a server without authentication need not listen everywhere.
+        ['--host "$NOMAD_IP_http" --port "$NOMAD_PORT_http"', f"--slots {slots} --data-dir /data"],
+    )
+
+
+def _docker_line(*, command: Sequence[str], slots: int, lifetime_s: float, kill_timeout_s: float) -> str:
+    server = " ".join(
+        [
+            *map(quote, command),
+            f'--host 0.0.0.0 --port "$NOMAD_PORT_http" --slots {slots} --data-dir "$NOMAD_ALLOC_DIR/data"',
+        ]
+    )
+    # An image without coreutils or busybox can't limit its own life; that is no reason not to run it.
+    return (
+        f"set -- {server}\n"
+        f"if command -v timeout >/dev/null; then set -- timeout -k {_seconds(kill_timeout_s)} "
+        f'{_seconds(lifetime_s)} "$@"; fi\n'
+        'exec "$@"'
+    )
+
+
+def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
+    job_id: str,
+    image: str,
+    count: int = 1,
+    slots_per_container: int = 5,
+    privileged: bool = False,
+    cpu: int = 500,
+    memory: int = 512,
+    port: int | Literal["auto"] | None = None,
+    datacenter: str = "dc1",
+    driver: Literal["singularity", "docker"] = "singularity",
+    singularity_image: str | None = None,
+    *,
+    command: Sequence[str] = COMMAND,
+    workdir: str = "/app",
+    binds: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    userns: bool = False,
+    apptainer: str = "apptainer",
+    apptainer_flags: Sequence[str] = (),
+    lifetime_s: float = 1800,
+    kill_timeout_s: float = 5,
+    namespace: str | None = None,
+    region: str | None = None,
+    priority: int = 50,
+    constraints: Sequence[Mapping[str, str]] = (),
+    run: str = "",
+    sandbox: str = "",
+) -> dict[str, Any]:
+    """The job of one sandbox as Nomad's API takes it: ``{"Job": {…}}``.
+
+    ``image``
+        name of the Docker image (driver ``docker``).
+    ``singularity_image``
+        absolute path of the SIF on the nodes (driver ``singularity``); ``image`` where it is absent.
+    ``port``
+        ``singularity``: the static port on the node (``ReservedPorts``); without a number Nomad picks one
+        (``DynamicPorts``). ``docker``: the port inside the container, 8080 without a number; outside it is dynamic.
+    ``command``
+        words that start the server; ``--host``, ``--port``, ``--slots`` and ``--data-dir`` follow.
+    ``cpu``, ``memory``
+        MHz and MiB to reserve per allocation.
+    ``privileged``
+        ``docker`` only: Apptainer gives no rights that its user lacks.
+    ``binds``
+        further paths of the node, ``/on/the/node:/in/the/container[:ro]``.
+    ``environment``
+        variables of the server; a value must hold no ``${``, which Nomad would replace.
+    ``userns``, ``apptainer``, ``apptainer_flags``
+        ``singularity`` only: run in a user namespace; the program; more flags of its ``exec``.
+    ``lifetime_s``, ``kill_timeout_s``
+        seconds until the server is ended by itself (with exit code 124), and from SIGTERM to SIGKILL.
+    ``constraints``
+        as ``{"LTarget": "${attr.unique.hostname}", "Operand": "=", "RTarget": "node1"}``.
+    ``run``, ``sandbox``
+        id of the run and name of the sandbox, for the job's ``Meta``.
+
+    Raises :class:`SifproofError` (fault: configuration) for a job id, a variable or a path that can't be used.
+    """
+    validate_id(job_id, "job id")
+    environment = dict(environment or {})
+    for name, value in environment.items():
+        if not _VARIABLE.fullmatch(name):
+            raise SifproofError(f"{name!r} can't be the name of a variable", fault=Fault.CONFIGURATION)
+        if "${" in value:
+            raise SifproofError(
+                f"The variable {name} of job {job_id} holds '${{'",
+                why="Nomad replaces such references in a task's environment",
+                todo="write the value itself",
+                fault=Fault.CONFIGURATION,
+            )
+    number = None if port in (None, "auto") else int(port)
+    networks: dict[str, Any] = {}
+    if driver == "singularity":
+        sif = singularity_image or image
+        if not sif.startswith("/"):
+            raise SifproofError(
+                f"The SIF of job {job_id} is given as {sif!r}",
+                why="a task starts in a directory of its own",
+                todo="give an absolute path",
+                fault=Fault.CONFIGURATION,
+            )
+        line = _apptainer_line(
+            program=apptainer,
+            image=sif,
+            command=command,
+            slots=slots_per_container,
+            workdir=workdir,
+            binds=binds,
+            environment=environment,
+            userns=userns,
+            flags=apptainer_flags,
+            lifetime_s=lifetime_s,
+            kill_timeout_s=kill_timeout_s,
+        )
+        task: dict[str, Any] = {
+            "Driver": "raw_exec",
+            "Config": {"command": "/bin/sh", "args": ["-c", line]},
+        }
+        if number is None:
+            networks["DynamicPorts"] = [{"Label": PORT_LABEL}]
+        else:
+            networks["ReservedPorts"] = [{"Label": PORT_LABEL, "Value": number}]
+    else:
+        line = _docker_line(
+            command=command, slots=slots_per_container, lifetime_s=lifetime_s, kill_timeout_s=kill_timeout_s
+        )
+        task = {
+            "Driver": "docker",
+            "Config": {
+                "image": _literal(image),
+                "force_pull": False,
+                "entrypoint": ["/bin/sh", "-c"],
+                "args": [line],
+                "work_dir": _literal(workdir),
+                "ports": [PORT_LABEL],
+                "privileged": privileged,
+                **({"volumes": [_literal(b) for b in binds]} if binds else {}),
+            },
+            "Env": environment,
+        }
+        networks["DynamicPorts"] = [{"Label": PORT_LABEL, "To": number or DOCKER_PORT}]
+    job: dict[str, Any] = {
+        "ID": job_id,
+        "Name": job_id,
+        "Type": "service",
+        "Priority": priority,
+        "Datacenters": [datacenter],
+        **({"Namespace": namespace} if namespace else {}),
+        **({"Region": region} if region else {}),
+        "Meta": {META_VERSION: __version__, "sifproof_run": run, "sifproof_sandbox": sandbox},
+        "Constraints": [dict(c) for c in constraints],
+        # No deployment: it would wait min_healthy_time for checks that the job does not have.
+        "Update": {"MaxParallel": 0},
+        "TaskGroups": [
+            {
+                "Name": GROUP,
+                "Count": count,
+                "Networks": [networks],
+                # A server that ends is a finding, not something to be mended.
+                "RestartPolicy": {"Attempts": 0, "Mode": "fail"},
+                "ReschedulePolicy": {"Attempts": 0, "Unlimited": False},
+                "Tasks": [
+                    {
+                        "Name": TASK,
+                        **task,
+                        "Resources": {"CPU": cpu, "MemoryMB": memory},
+                        "KillSignal": "SIGTERM",
+                        "KillTimeout": int(kill_timeout_s * _NANOSECONDS),
+                        "LogConfig": {"MaxFiles": 2, "MaxFileSizeMB": 10},
+                    }
+                ],
+            }
+        ],
+    }
+    return {"Job": job}
+
+
+def render(job: Mapping[str, Any]) -> str:
+    """``job`` as a text that a person can read and submit: ``nomad job run -json FILE``."""
+    return json.dumps(job, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,313 @@
+"""A Nomad agent of one run: server and client on loopback, gone with the run whatever way that ends.
+
+:func:`start` hands the agent to a supervisor (:mod:`sifproof.nomad.supervisor`), a process of its own session that
+watches the run's outermost process and clears everything away when that has ended. The agent gets a directory under
+``.tools/nomad/``, named after the run::
+
+    lock          held by the supervisor as long as it lives: a directory whose lock is free belongs to nobody
+    state.json    address, process ids
+    agent.json    what is added to nomad-singularity.hcl
+    data/         Nomad's: allocations and state
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sifproof import tools
+from sifproof.errors import Fault, SifproofError
+from sifproof.nomad import traces
+from sifproof.nomad.client import Client, connect
+from sifproof.nomad.job import validate_id
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGURATION = ROOT / "nomad-singularity.hcl"
+DIRECTORY = ROOT / ".tools" / "nomad"
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_READY_S = 60.0
+_GONE_S = 60.0
+_LONGEST_TMPDIR = 70
+"""Nomad makes Unix sockets in TMPDIR; the path of one has 107 characters at most."""
+
+# All that the agent, and so a task, gets of the environment of the run: no token can be in it.
+_HANDED_ON = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "DOCKER_HOST",
+    "DOCKER_CERT_PATH",
+    "DOCKER_TLS_VERIFY",
+    "XDG_RUNTIME_DIR",
+)
+
+
+class LocalAgent(BaseModel):
+    """A local agent that is ready."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    address: str = Field(description="URL of its API, on loopback")
+    directory: Path
+    supervisor: int = Field(description="process id of the supervisor")
+    agent: int = Field(description="process id of the agent")
+    ready_s: float = Field(description="seconds from start to ready")
+
+    def connect(self) -> Client:
+        """A client of it; settings for another cluster in the environment don't count."""
+        return connect(self.address, environment={})
+
+
+def start(
+    run: str,
+    directory: Path,
+    watch_pid: int,
+    *,
+    log: Path | None = None,
+    configuration: Path = CONFIGURATION,
+) -> LocalAgent:
+    """Start an agent for ``run`` under ``directory``, to live as long as process ``watch_pid``.
+
+    Returns when it is ready. ``log`` takes the log of the agent (``<directory>/<run>.log`` where absent) and outlives it. A second call for the
+    same run returns the agent that is there. What dead supervisors left under ``directory`` is cleared away first.
+
+    Raises :class:`SifproofError`, with the last lines of the log, where the agent does not become ready.
+    """
+    validate_id(run, "run id")
+    directory = directory.resolve()
+    if any(c in str(directory) for c in ":,"):
+        raise SifproofError(
+            f"The folder {directory} can't hold a Nomad agent",
+            why="its path has a colon or a comma, which bind mounts can't name",
+            todo="move the checkout",
+            fault=Fault.CONFIGURATION,
+        )
+    if not configuration.is_file():
+        raise SifproofError(f"The agent configuration {configuration} is missing", fault=Fault.CONFIGURATION)
+    nomad = tools.require("nomad").path
+    directory.mkdir(parents=True, exist_ok=True)
+    sweep(directory)
+    home = directory / run
+    running = find(run, directory)
+    if running:
+        return running
+    home.mkdir(mode=0o711, exist_ok=True)
+    log = log or directory / f"{run}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Opened here, while the caller knows the process: its number can't come to mean another one later.
+    try:
+        watched = os.pidfd_open(watch_pid)
+    except OSError as error:
+        raise SifproofError(f"Process {watch_pid} can't be watched", why=str(error)) from None
+    reader, writer = os.pipe()
+    order = {
+        "run": run,
+        "home": str(home),
+        "nomad": str(nomad),
+        "configuration": str(configuration.resolve()),
+        "log": str(log.resolve()),
+        "watched": watched,
+        "ready": writer,
+        "ready_s": _READY_S,
+    }
+    try:
+        with log.open("ab") as stream:
+            # It forks and returns at once: the supervisor is nobody's child, so nobody has to wait for it.
+            subprocess.run(
+                [sys.executable, "-P", "-m", "sifproof.nomad.supervisor", json.dumps(order)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                pass_fds=(watched, writer),
+                env={**_environment(home), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                check=False,
+            )
+    finally:
+        os.close(writer)
+        os.close(watched)
+        with os.fdopen(reader, encoding="utf-8") as answer:
+            said = answer.read()  # ends when the supervisor says it, or dies
+    if not said:
+        raise SifproofError("The supervisor of the local Nomad agent died", todo=f"read {log}")
+    told = json.loads(said)
+    if "error" in told:
+        raise SifproofError("The local Nomad agent did not start", why=told["error"] + _tail(log), todo=f"read {log}")
+    return LocalAgent.model_validate(told)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    variables = {**os.environ, **tools.environment()}
+    kept = {name: variables[name] for name in _HANDED_ON if variables.get(name)}
+    temporary = home / "tmp"
+    if len(str(temporary)) > _LONGEST_TMPDIR:
+        temporary = Path(tempfile.mkdtemp(prefix="sifproof-"))
+    else:
+        temporary.mkdir(exist_ok=True)
+    return {**kept, "TMPDIR": str(temporary)}
+
+
+def _tail(log: Path, lines: int = 8) -> str:
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "".join(f"\n  {line.strip()}" for line in text[-lines:])
+
+
+def find(run: str, directory: Path = DIRECTORY) -> LocalAgent | None:
+    """The agent of ``run``, if its supervisor lives and it is ready."""
+    home = directory.resolve() / run
+    if not home.is_dir() or not is_locked(home):
+        return None
+    try:
+        agent = LocalAgent.model_validate_json((home / "state.json").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return agent if agent.ready_s else None
+
+
+def stop(run: str, directory: Path = DIRECTORY) -> None:
+    """End the agent of ``run``, its jobs and its directory, and return when they are gone. None is no error.
+
+    Raises :class:`SifproofError` where something of it is still there after a minute.
+    """
+    home = directory.resolve() / validate_id(run, "run id")
+    end = time.monotonic() + _GONE_S
+    supervisor = _supervisor(home)
+    if supervisor is not None:
+        with _pidfd(supervisor) as descriptor:
+            if descriptor is not None and is_locked(home):
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+                traces.wait_ended([descriptor], end - time.monotonic())
+    sweep(directory.resolve())
+    if home.exists():
+        raise SifproofError(
+            f"The local Nomad agent of run {run} is still there after {_GONE_S:g} s",
+            why=f"supervisor {supervisor} in {home}",
+            todo="look at its processes, end them, and remove the folder",
+        )
+
+
+def _supervisor(home: Path) -> int | None:
+    try:
+        return int((home / "lock").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def _pidfd(pid: int) -> Iterator[int | None]:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(home: Path) -> bool:
+    """Whether a supervisor lives that owns ``home``."""
+    try:
+        with (home / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (BlockingIOError, PermissionError):
+        return True
+    return False
+
+
+def sweep(directory: Path = DIRECTORY) -> list[str]:
+    """Clear away what dead supervisors left under ``directory``; the runs that were theirs."""
+    swept = []
+    for home in sorted(directory.resolve().glob("*")):
+        # Without a lock file a start is on its way, or was killed in its first moments: an hour tells which.
+        if not (home / "lock").exists() and time.time() - home.stat().st_mtime < 3600:
+            continue
+        if home.is_dir() and not is_locked(home):
+            clear(home)
+            swept.append(home.name)
+    return swept
+
+
+def processes(home: Path) -> list[traces.Process]:
+    """The processes that the agent of ``home`` started, those of its tasks among them.
+
+    Not those that only look at its files: these may be a person's.
+    """
+    ids = [path.name for path in (home / "data" / "alloc").glob("*")]
+    found = traces.find_processes([f"{home}/", *ids])
+    by_pid = {p.pid: p for several in found.values() for p in several if p.by in ("environment", "cgroup", "mount")}
+    return list(by_pid.values())
+
+
+def clear(home: Path) -> list[str]:
+    """End every process that belongs to ``home``, undo its mounts, remove it; what was found, in words."""
+    found: list[str] = []
+    docker = tools.find("docker")
+    if docker:
+        for allocation in (home / "data" / "alloc").glob("*"):
+            for container in traces.find_containers(allocation.name, str(docker.path)):
+                found.append(f"container {container}")
+                traces.remove_container(container, str(docker.path))
+    for _ in range(10):  # a process may start another before it is ended
+        left = [*_agents(home), *processes(home)]
+        if not left:
+            break
+        found += [str(p) for p in left]
+        # Nomad's helpers go by themselves when their task has ended.
+        traces.end_processes([p for p in left if not p.is_nomad] or left, 5)
+    for point in traces.find_mounts(f"{home}/"):
+        found.append(f"mount {point}")
+        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
+    for allocation in (home / "data" / "alloc").glob("*"):
+        for group in _CGROUPS.glob(f"*/nomad/{allocation.name}.*"):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+    temporary = _temporary(home)
+    if temporary:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(home, ignore_errors=True)
+    return found
+
+
+def _agents(home: Path) -> list[traces.Process]:
+    """The agent of ``home``, if its supervisor was killed and it has not ended yet."""
+    try:
+        state = json.loads((home / "state.json").read_text(encoding="utf-8"))
+        command = Path(f"/proc/{state['agent']}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except (OSError, ValueError, KeyError):
+        return []
+    if str(home) not in command:
+        return []
+    return [traces.Process(pid=state["agent"], command=command, by="command")]
+
+
+def _temporary(home: Path) -> Path | None:
+    """The agent's TMPDIR where it isn't in ``home``."""
+    try:
+        path = Path(json.loads((home / "state.json").read_text(encoding="utf-8"))["tmpdir"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return None if path.is_relative_to(home) else path

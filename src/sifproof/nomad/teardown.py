@@ -1,0 +1,264 @@
+"""Stop a job and find out what is left of it. Facts only: what is good enough is judged by the checks.
+
+Nomad's own word is not enough: a purged job's allocations are gone from its answers at once, while their processes
+still run. So after the stop each port is tried, and this machine is searched, where the allocation ran on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sifproof import tools
+from sifproof.errors import SifproofError
+from sifproof.nomad import traces
+from sifproof.nomad.allocations import Allocation, get_job_allocations
+from sifproof.nomad.client import BLOCK_S, Client, NotFoundError
+from sifproof.nomad.job import META_VERSION
+from sifproof.nomad.traces import Process
+from sifproof.records import write_atomically
+
+_LOG_BYTES = 1_000_000
+_BACKOFF_S = (0.002, 0.1)
+
+
+class AllocationEnd(BaseModel):
+    """What became of one allocation. Seconds count from the request to stop; ``None``: not within the deadline."""
+
+    model_config = ConfigDict(frozen=True)
+
+    allocation: str
+    node: str
+    endpoint: str = Field(description="URL its server answered at; empty where it was never placed")
+    port_closed_s: float | None = Field(description="until nothing accepted connections on its port any more")
+    client_status: str = Field(description="what Nomad said last: complete, failed, lost, …; running: it did not end")
+    terminal_s: float | None = Field(description="until Nomad said that it has ended")
+    exit_code: int | None = Field(description="of its task; 143 for a server that lets SIGTERM end it")
+    killed: bool = Field(description="whether it did not end on SIGTERM and was killed after kill_timeout")
+    looked_at: bool = Field(description="whether processes and mounts could be seen from here: it ran on this machine")
+    ended_s: float | None = Field(
+        description="until the processes seen before the stop had ended; None if not looked at"
+    )
+    processes: list[Process] = Field(description="processes of it that are left")
+    mounts: list[str] = Field(description="mount points of it that are left")
+    containers: list[str] = Field(description="Docker containers of it that are left")
+
+
+class Teardown(BaseModel):
+    """What became of a job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_id: str
+    purged: bool = Field(description="whether Nomad has forgotten the job")
+    allocations: list[AllocationEnd]
+    collected: list[str] = Field(description="files with its evaluations, events and logs, read before the purge")
+    duration_s: float
+
+
+def stop_and_verify(
+    client: Client,
+    job_id: str,
+    allocations: Sequence[Allocation] | None = None,
+    *,
+    collect: Path,
+    deadline_s: float = 10.0,
+    local: bool = False,
+) -> Teardown:
+    """Stop and purge ``job_id``, and look for what is left of its ``allocations`` (Nomad's own list where absent).
+
+    In order: its evaluations, the state of its allocations and their logs go to files in ``collect``; the job is
+    stopped; ports, processes and Nomad's word are waited for, ``deadline_s`` seconds in all; the job is purged; ports,
+    processes, mounts and containers are looked for once more.
+
+    Processes and mounts can be looked at where the allocation runs on this machine: where ``local`` says so, or where
+    processes of it are seen before the stop. Elsewhere ``looked_at`` is false.
+
+    Raises :class:`SifproofError` where Nomad can't be asked. A job that Nomad does not know is no error.
+    """
+    begin = time.monotonic()
+    # Also what Nomad placed beside those that the caller knows of.
+    known = {a.id: a for a in allocations or ()} | {a.id: a for a in _listed(client, job_id)}
+    drivers = _drivers(client, job_id)
+    ids = list(known)
+    before = traces.find_processes(ids) if ids else {}
+    here = {a.node_id for a in known.values() if local or before[a.id]}
+    looked = {a.id: local or a.node_id in here for a in known.values()}
+
+    with _pidfds({i: [p.pid for p in found if not p.is_nomad] for i, found in before.items()}) as pidfds:
+        stopped = time.monotonic()
+        end = stopped + deadline_s
+        client.deregister(job_id, purge=False)
+        closed = {a.id: _wait_closed(a, stopped, end) for a in known.values()}
+        gone = {
+            i: time.monotonic() - stopped if traces.wait_ended(pidfds[i], max(end - time.monotonic(), 0)) else None
+            for i in ids
+        }
+        terminal = _wait_terminal(client, job_id, ids, stopped, end)
+
+    final = {a.id: a for a in _listed(client, job_id)}
+    collected = _collect(client, job_id, [final.get(i, known[i]) for i in ids], collect)
+    client.deregister(job_id, purge=True)
+    purged = _forgotten(client, job_id)
+
+    ends = []
+    for allocation in known.values():
+        last = final.get(allocation.id, allocation)
+        left, mounts, containers = [], [], []
+        if looked[allocation.id]:
+            rest = max(end - time.monotonic(), 0.5)
+            left = traces.wait_none(lambda i=allocation.id: traces.find_processes([i])[i], rest)  # type: ignore[misc]
+            mounts = traces.wait_unmounted(allocation.id, max(end - time.monotonic(), 0.5))
+            docker = tools.find("docker") if "docker" in drivers else None
+            if docker:
+                containers = traces.find_containers(allocation.id, str(docker.path))
+        code = next((e.details.get("exit_code") for e in reversed(last.events) if e.type == "Terminated"), None)
+        ends.append(
+            AllocationEnd(
+                allocation=allocation.id,
+                node=allocation.node_name,
+                endpoint=allocation.url if allocation.port else "",
+                port_closed_s=closed[allocation.id],
+                client_status=last.client_status,
+                terminal_s=terminal.get(allocation.id),
+                exit_code=int(code) if code else None,
+                killed=_was_killed(last),
+                looked_at=looked[allocation.id],
+                ended_s=gone[allocation.id] if looked[allocation.id] and pidfds[allocation.id] else None,
+                processes=left,
+                mounts=mounts,
+                containers=containers,
+            )
+        )
+    return Teardown(
+        job_id=job_id,
+        purged=purged,
+        allocations=ends,
+        collected=[str(path) for path in collected],
+        duration_s=round(time.monotonic() - begin, 3),
+    )
+
+
+def _drivers(client: Client, job_id: str) -> set[str]:
+    try:
+        job = client.get("job", job_id)
+    except NotFoundError:
+        return set()
+    return {task["Driver"] for group in job["TaskGroups"] for task in group["Tasks"]}
+
+
+def _listed(client: Client, job_id: str) -> list[Allocation]:
+    try:
+        return get_job_allocations(client, job_id)
+    except NotFoundError:
+        return []
+
+
+@contextmanager
+def _pidfds(pids: dict[str, list[int]]) -> Iterator[dict[str, list[int]]]:
+    opened = {key: list(traces.open_pidfds(several).values()) for key, several in pids.items()}
+    try:
+        yield opened
+    finally:
+        for several in opened.values():
+            for descriptor in several:
+                os.close(descriptor)
+
+
+def _wait_closed(allocation: Allocation, stopped: float, end: float) -> float | None:
+    """Seconds from ``stopped`` until the port of ``allocation`` refuses; ``None`` if it does not before ``end``.
+
+    Nothing tells when a port of another machine closes: it is tried again and again, ever more slowly.
+    """
+    if not allocation.port:
+        return 0.0
+    pause, longest = _BACKOFF_S
+    while True:
+        try:
+            with socket.create_connection((allocation.address, allocation.port), 1.0):
+                pass
+        except OSError:  # refused, or no way to a node that is gone
+            return time.monotonic() - stopped
+        if time.monotonic() >= end:
+            return None
+        time.sleep(pause)
+        pause = min(pause * 2, longest)
+
+
+def _wait_terminal(client: Client, job_id: str, ids: Collection[str], stopped: float, end: float) -> dict[str, float]:
+    """Seconds from ``stopped`` until Nomad said of each of ``ids`` that it has ended; without those it did not."""
+    ended: dict[str, float] = {}
+    index = 0
+    while len(ended) < len(ids):
+        wait_s = min(BLOCK_S, max(end - time.monotonic(), 0.05))
+        stubs, index = client.wait_for_change("job", job_id, "allocations", index=index, wait_s=wait_s)
+        live = {stub["ID"] for stub in stubs if stub["ClientStatus"] in ("pending", "running", "unknown")}
+        now = time.monotonic()
+        for key in ids:
+            if key not in live:
+                ended.setdefault(key, now - stopped)
+        if now >= end:
+            break
+    return ended
+
+
+def _forgotten(client: Client, job_id: str) -> bool:
+    try:
+        client.get("job", job_id)
+    except NotFoundError:
+        return True
+    return False
+
+
+def _was_killed(allocation: Allocation) -> bool:
+    """SIGKILL, sent by Nomad or by ``timeout`` on its behalf, ends a task with signal 9, or 137 from within."""
+    return any(
+        e.type == "Terminated" and (e.details.get("signal") == "9" or e.details.get("exit_code") == "137")
+        for e in allocation.events
+    )
+
+
+def _collect(client: Client, job_id: str, allocations: Sequence[Allocation], folder: Path) -> list[Path]:
+    """Write what Nomad knows of ``job_id`` to ``folder``: after the purge it can't be asked."""
+    written: list[Path] = []
+
+    def write(name: str, text: str) -> None:
+        write_atomically(folder / name, text)
+        written.append(folder / name)
+
+    try:
+        write("evaluations.json", json.dumps(client.get("job", job_id, "evaluations"), indent=2))
+    except NotFoundError:
+        return written
+    for allocation in allocations:
+        short = allocation.id[:8]
+        try:
+            raw = client.get("allocation", allocation.id)
+            # The job stands beside it in the run's folder; its times and events are what counts here.
+            raw.pop("Job", None)
+            write(f"{short}.json", json.dumps(raw, indent=2))
+            for stream in ("stdout", "stderr"):
+                write(f"{short}.{stream}.log", client.logs(allocation.id, allocation.task, stream, _LOG_BYTES))
+        except SifproofError as error:  # a lost node can't give its logs; that must not keep the job alive
+            write(f"{short}.unreadable.txt", f"{error}\n")
+    return written
+
+
+def sweep(client: Client, prefix: str = "sifproof-", keep: Collection[str] = ()) -> list[str]:
+    """Stop and purge every job that sifproof made and whose id begins with ``prefix``; the ids of those purged.
+
+    ``keep`` are beginnings of the ids of jobs that stay.
+    """
+    swept = []
+    for job in client.get("jobs", params={"prefix": prefix, "meta": "true"}):
+        if META_VERSION in (job.get("Meta") or {}) and not job["ID"].startswith(tuple(keep)):
+            client.deregister(job["ID"], purge=True)
+            swept.append(job["ID"])
+    return swept

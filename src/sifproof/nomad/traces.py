@@ -1,0 +1,244 @@
+"""What is left of an allocation, or of an agent, on this machine: processes, mounts and Docker containers.
+
+A process belongs to an allocation when the kernel says so by any of: its environment, its control group, its working
+directory, its root, an open file, or a mount made from the allocation's directory. A process can shed some of these,
+seldom all. Command lines don't count, nor do variables that Nomad doesn't set: whoever watches a log names the
+allocation too.
+
+Reads ``/proc``. An ordinary user sees what runs as the same user; the processes of others are passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_PROC = Path("/proc")
+
+MARK = "SIFPROOF_NOMAD"
+"""Variable in the environment of a local agent, and so of what it starts: its directory, with a slash at the end."""
+
+_VARIABLES = (b"NOMAD_", b"HOME=", f"{MARK}=".encode())
+
+
+class Process(BaseModel):
+    """A process that belongs to what was looked for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    command: str = Field(description="its command line")
+    by: str = Field(description="what gave it away: environment, cgroup, cwd, root, file or mount")
+
+    def __str__(self) -> str:
+        return f"{self.pid} {self.command} ({self.by})"
+
+    @property
+    def is_nomad(self) -> bool:
+        """Whether it is one of the helpers that Nomad keeps beside a task (logmon, executor, docker_logger)."""
+        words = self.command.split()
+        return len(words) > 1 and words[0].rpartition("/")[2] == "nomad"
+
+
+def find_processes(needles: Collection[str]) -> dict[str, list[Process]]:
+    """The processes that belong to each of ``needles``: ids of allocations, or paths of directories with a slash.
+
+    Left out are this process and its ancestors, and Nomad agents.
+    """
+    found: dict[str, list[Process]] = {needle: [] for needle in needles}
+    wanted = {needle: needle.encode() for needle in needles}
+    skip = set(_lineage())
+    own_mounts = _namespace(os.getpid())
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit() or int(entry.name) in skip:
+            continue
+        command: str | None = None
+        for by, trace in _traces(entry, own_mounts):
+            for needle, raw in wanted.items():
+                if raw not in trace or any(p.pid == int(entry.name) for p in found[needle]):
+                    continue
+                if command is None:
+                    command = _command(entry)
+                if not _is_agent(command):
+                    found[needle].append(Process(pid=int(entry.name), command=command, by=by))
+    return found
+
+
+def _lineage() -> Iterator[int]:
+    pid = os.getpid()
+    while pid > 0:
+        yield pid
+        try:
+            stat = (_PROC / str(pid) / "stat").read_text()
+        except OSError:
+            return
+        pid = int(stat.rpartition(")")[2].split()[1])
+
+
+def _traces(process: Path, own_mounts: str) -> Iterator[tuple[str, bytes]]:
+    """What the kernel knows of ``process``, cheapest first; nothing for one that has ended or is another user's."""
+    with contextlib.suppress(OSError):
+        for variable in (process / "environ").read_bytes().split(b"\0"):
+            if variable.startswith(_VARIABLES):
+                yield "environment", variable
+    with contextlib.suppress(OSError):
+        yield "cgroup", (process / "cgroup").read_bytes()
+    for by in ("cwd", "root"):
+        with contextlib.suppress(OSError):
+            yield by, os.fsencode((process / by).readlink())
+    with contextlib.suppress(OSError):
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield "file", os.fsencode(descriptor.readlink())
+    # Only a mount *of* the directory counts (fourth field): every copy of this machine's mount table, in whatever
+    # container, names the directories that were mounted *on* when it was made.
+    if _namespace(int(process.name)) not in ("", own_mounts):
+        with contextlib.suppress(OSError):
+            for line in (process / "mountinfo").read_bytes().splitlines():
+                yield "mount", line.split(b" ")[3]
+
+
+def _namespace(pid: int) -> str:
+    try:
+        return str((_PROC / str(pid) / "ns" / "mnt").readlink())
+    except OSError:
+        return ""
+
+
+def _command(process: Path) -> str:
+    try:
+        words = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        text = " ".join(w.decode("utf-8", "replace") for w in words)
+        return text[:300] or f"[{(process / 'comm').read_text().strip()}]"
+    except OSError:
+        return "[ended]"
+
+
+def _is_agent(command: str) -> bool:
+    words = command.split()
+    return len(words) > 1 and words[0].rpartition("/")[2] == "nomad" and words[1] == "agent"
+
+
+def find_mounts(needle: str) -> list[str]:
+    """The mount points on this machine that ``needle`` occurs in, or whose source it occurs in; innermost first."""
+    points = []
+    for line in (_PROC / "self" / "mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        if needle in line:
+            points.append(line.split(" ")[4].encode().decode("unicode_escape"))
+    return sorted(points, key=len, reverse=True)
+
+
+def find_containers(allocation: str, docker: str) -> list[str]:
+    """The Docker containers, running or not, that Nomad made for ``allocation``: id, name and state of each.
+
+    ``docker`` is the path of the command-line client. An engine that does not answer has none.
+    """
+    asked = subprocess.run(
+        [
+            docker,
+            "ps",
+            "--all",
+            "--no-trunc",
+            "--filter",
+            f"label=com.hashicorp.nomad.alloc_id={allocation}",
+            "--format",
+            "{{json .}}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    if asked.returncode:
+        return []
+    containers = [json.loads(line) for line in asked.stdout.splitlines() if line.strip()]
+    return [f"{c['ID'][:12]} {c['Names']} ({c['State']})" for c in containers]
+
+
+def remove_container(container: str, docker: str) -> None:
+    """End and remove ``container``, as :func:`find_containers` names it."""
+    subprocess.run([docker, "rm", "--force", container.partition(" ")[0]], capture_output=True, timeout=60, check=False)
+
+
+def open_pidfds(pids: Collection[int]) -> dict[int, int]:
+    """A pidfd for each of ``pids`` that still runs, by pid. The caller closes them."""
+    opened = {}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            opened[pid] = os.pidfd_open(pid)
+    return opened
+
+
+def wait_ended(pidfds: Collection[int], deadline_s: float) -> bool:
+    """Wait until the processes of ``pidfds`` have ended; whether they all have within ``deadline_s`` seconds."""
+    end = time.monotonic() + deadline_s
+    waiting = set(pidfds)
+    poll = select.poll()
+    for descriptor in waiting:
+        poll.register(descriptor, select.POLLIN)
+    while waiting:
+        events = poll.poll(max(end - time.monotonic(), 0) * 1000)
+        if not events:
+            return False
+        for descriptor, _ in events:
+            poll.unregister(descriptor)
+            waiting.discard(descriptor)
+    return True
+
+
+def wait_none(find: Callable[[], Sequence[Process]], deadline_s: float) -> list[Process]:
+    """Wait until ``find`` finds no process; those that are still there after ``deadline_s`` seconds.
+
+    It looks again after every process it found has ended, since one may have started another.
+    """
+    end = time.monotonic() + deadline_s
+    while True:
+        found = list(find())
+        left = end - time.monotonic()
+        if not found or left <= 0:
+            return found
+        pidfds = open_pidfds([p.pid for p in found])
+        try:
+            wait_ended(pidfds.values(), left)
+        finally:
+            for descriptor in pidfds.values():
+                os.close(descriptor)
+
+
+def wait_unmounted(needle: str, deadline_s: float) -> list[str]:
+    """Wait until nothing is mounted any more that ``needle`` occurs in; what still is after ``deadline_s`` seconds."""
+    end = time.monotonic() + deadline_s
+    with (_PROC / "self" / "mountinfo").open("rb") as table:
+        poll = select.poll()
+        # The kernel flags the table when it changes.
+        poll.register(table, select.POLLERR | select.POLLPRI)
+        while found := find_mounts(needle):
+            left = end - time.monotonic()
+            if left <= 0:
+                return found
+            poll.poll(left * 1000)
+    return []
+
+
+def end_processes(processes: Collection[Process], grace_s: float) -> None:
+    """End ``processes``: SIGTERM, then SIGKILL to those that are left after ``grace_s`` seconds."""
+    pidfds = open_pidfds([p.pid for p in processes])
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for descriptor in pidfds.values():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    signal.pidfd_send_signal(descriptor, number)
+            if wait_ended(pidfds.values(), grace_s):
+                return
+    finally:
+        for descriptor in pidfds.values():
+            os.close(descriptor)
