@@ -15,13 +15,14 @@ if "sandboxes" not in config:
 sys.path.insert(0, os.path.join(workflow.basedir, "src"))
 from sifproof import pipeline
 
-# Scripts of conda environments and on cluster nodes find the library as this process does.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])
-)
-
 flow = pipeline.begin(config)
 R = str(flow.run.folder)
+
+
+# Made once, by the outermost process: every child parse must find the same run.
+envvars:
+    "SIFPROOF_RUN",
+    "SIFPROOF_RUN_PID",
 
 
 wildcard_constraints:
@@ -47,8 +48,8 @@ rule all:
 
 
 onsuccess:
-    pipeline.end(flow.run)
+    pipeline.end(flow)
 
 
 onerror:
-    pipeline.end(flow.run)
+    pipeline.end(flow)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 from sifproof import __version__, run
@@ -71,7 +70,9 @@ def _run(arguments: Sequence[str]) -> int:
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *cores, *arguments], env=environ, preexec_fn=_child_of_this
+            [sys.executable, "-m", "snakemake", *cores, *arguments],
+            env=environ,
+            preexec_fn=_child_of_this,  # noqa: PLW1509 - there is one thread
         )
 
         def forward(number: int, frame: FrameType | None) -> None:
@@ -127,7 +128,7 @@ def _checks() -> int:
 def _sweep(known: argparse.Namespace) -> int:
     from sifproof.nomad import cleanup  # noqa: PLC0415 - not needed by `run`
 
-    for line in cleanup.sweep(run.Run(known.run) if known.run else None, Path(".tools")):
+    for line in cleanup.sweep(run.Run(known.run) if known.run else None):
         print(line)
     return 0
 

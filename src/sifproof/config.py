@@ -8,6 +8,7 @@ what is allowed.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +108,10 @@ class Nomad(Section):
         default=10, description="seconds that a stopped job has to close its port and to leave no process and no mount"
     )
 
+    def effective_address(self) -> str:
+        """Address of the cluster; empty where the run starts an agent itself."""
+        return self.address or os.environ.get("NOMAD_ADDR", "")
+
 
 class Conversion(Section):
     """How an image becomes a SIF."""
@@ -125,7 +130,7 @@ class Reference(Section):
 
     base: str | None = Field(
         default=None,
-        description="image to build on, as buildah names it; absent: a base made from Debian packages, without a registry",
+        description="image to build on, as buildah names it; absent: one made from Debian packages, without a registry",
     )
 
 
@@ -251,7 +256,7 @@ def load(mapping: Mapping[str, Any], source: str = "config/config.yaml") -> Sett
         wrong = _sentences(error)
         raise SifproofError(
             f"The configuration is not valid ({source})",
-            why="\n".join(f"  {sentence}" for sentence in [*wrong, ""]),
+            why="\n".join(f"  {sentence}" for sentence in wrong),
             todo="See docs/reference/config.md, which lists every key",
             fault=Fault.CONFIGURATION,
         ) from None

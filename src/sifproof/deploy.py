@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof import config, stages
 from sifproof.cluster import Cluster, Endpoints
-from sifproof.errors import SifproofError
 from sifproof.image.digest import SourceDigest
 from sifproof.image.provenance import Provenance
-from sifproof.nomad import allocations, job
+from sifproof.nomad import job
 from sifproof.nomad import submit as submission
-from sifproof.nomad.client import Client
+from sifproof.nomad.ports import pick_static_port
 from sifproof.nomad.userns import needs_userns
 from sifproof.records import PlannedSandbox
-
-STATIC_PORTS = range(10000, 20000)
-"""Where ``port: auto`` looks: below Nomad's dynamic ports (20000 to 32000) and Linux's ephemeral ones (from 32768)."""
 
 Path_ = str | os.PathLike[str]
 
@@ -47,7 +41,9 @@ class LoadedImage(BaseModel):
     name: str = Field(description="name and tag in the engine")
 
 
-def sandbox_job(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, image: Path_) -> dict[str, Any]:
+def sandbox_job(
+    run: str, planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, image: Path_
+) -> dict[str, Any]:
     """The Nomad job of a sandbox; ``image`` is the file that conversion or loading wrote."""
     sandbox = settings.selected()[planned.name]
     port: int | None = None if sandbox.port == "auto" else sandbox.port
@@ -55,14 +51,11 @@ def sandbox_job(planned: PlannedSandbox, settings: config.Settings, cluster: Clu
     userns = False
     if sandbox.driver == "singularity":
         sif = str(Path(stages.read(image, Provenance).sif).resolve())
-        if sandbox.userns == "auto":
-            # Asked of this machine alone: on a cluster the nodes are not at hand.
-            userns = cluster.local and needs_userns()
-        else:
-            userns = sandbox.userns
+        # Asked of this machine alone: on a cluster the nodes are not at hand.
+        userns = cluster.local and needs_userns() if sandbox.userns == "auto" else sandbox.userns
         if port is None:
             with cluster.connect(settings.nomad) as client:
-                port = free_port(client, local=cluster.local)
+                port = pick_static_port(client, sandbox.datacenter)
         name = sif
     else:
         name = stages.read(image, LoadedImage).name
@@ -84,39 +77,10 @@ def sandbox_job(planned: PlannedSandbox, settings: config.Settings, cluster: Clu
         environment=sandbox.environment,
         userns=userns,
         lifetime_s=settings.nomad.lifetime_s,
+        meta={job.META_RUN: run, job.META_SANDBOX: planned.name},
         namespace=settings.nomad.namespace or os.environ.get("NOMAD_NAMESPACE") if not cluster.local else None,
         region=settings.nomad.region or os.environ.get("NOMAD_REGION") if not cluster.local else None,
     )
-
-
-def free_port(client: Client, *, local: bool) -> int:
-    """A port that no allocation of the cluster has, and, with a local agent, that nothing listens on here.
-
-    Raises :class:`SifproofError` where there is none.
-    """
-    taken = {
-        port
-        for allocation in client.get("allocations", params={"resources": "true"})
-        if allocation["ClientStatus"] not in allocations.TERMINAL
-        for _, port in allocations.parse_ports(allocation).values()
-    }
-    # In random order, so that two runs that look at once hardly choose the same.
-    for port in random.sample(STATIC_PORTS, len(STATIC_PORTS)):
-        if port not in taken and (not local or _can_bind(port)):
-            return port
-    raise SifproofError(
-        f"No static port from {STATIC_PORTS.start} to {STATIC_PORTS.stop - 1} is free",
-        todo="stop jobs that are no longer needed, or give `port` a number",
-    )
-
-
-def _can_bind(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, job_file: Path_) -> Endpoints:

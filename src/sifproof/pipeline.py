@@ -38,13 +38,14 @@ class Flow:
         names = [n for n, s in self.settings.selected().items() if driver in (None, s.driver)]
         return "|".join(names) or "(?!)"
 
-    def planned(self) -> list[str]:
-        """The sandboxes that the config asks for."""
-        return list(self.settings.selected())
-
-    def measured(self, plan: str | os.PathLike[str]) -> list[str]:
-        """The sandboxes that preflight did not leave out."""
-        return [sandbox.name for sandbox in read(plan, Plan).sandboxes if not sandbox.left_out]
+    def teardowns(self, plan: str | os.PathLike[str] | None) -> list[str]:
+        """Verdicts of the teardown of each sandbox that ``plan`` does not leave out; of each one without a plan."""
+        names = (
+            [sandbox.name for sandbox in read(plan, Plan).sandboxes if not sandbox.left_out]
+            if plan
+            else list(self.settings.selected())
+        )
+        return [str(self.run.folder / "verdicts" / f"{name}.teardown.jsonl") for name in names]
 
     def uses_reference(self, sandbox: str) -> bool:
         """Whether the sandbox runs the reference image."""
@@ -58,6 +59,10 @@ class Flow:
 
 def begin(mapping: Mapping[str, Any]) -> Flow:
     """The flow of the config that Snakemake merged; ends the process with a plain sentence where it is wrong."""
+    # Scripts in conda environments and on other nodes find the library as this process does.
+    source = str(Path(__file__).parents[1])
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join([source, *(path for path in paths if path not in ("", source))])
     try:
         return Flow(run.current(), config.load(mapping))
     except SifproofError as error:
@@ -65,12 +70,13 @@ def begin(mapping: Mapping[str, Any]) -> Flow:
         sys.exit(error.fault.exit_code)
 
 
-def end(this: run.Run) -> None:
-    """End what the run left: jobs first, then the local agent. Says so where that fails; the run is over anyway."""
+def end(flow: Flow) -> None:
+    """End what the run left: its local agent, or its jobs on the cluster. Says so where that fails."""
     from sifproof.nomad import cleanup  # noqa: PLC0415 - only at the end of a run
 
+    settings = flow.settings.nomad
     try:
-        cleanup.end_run(this)
+        cleanup.end_run(flow.run, settings.effective_address(), settings.namespace, settings.region)
     except SifproofError as error:
         print(error, file=sys.stderr)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 
 from sifproof import __version__, config, tools
@@ -58,14 +57,9 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
     )
 
 
-def nomad_address(settings: config.Settings) -> str:
-    """Address of the cluster; empty where the run starts an agent itself."""
-    return settings.nomad.address or os.environ.get("NOMAD_ADDR", "")
-
-
 def _needed_tools(settings: config.Settings) -> list[str]:
     sandboxes = settings.selected().values()
-    needed = [] if nomad_address(settings) else ["nomad"]
+    needed = [] if settings.nomad.effective_address() else ["nomad"]
     if any(s.driver == "singularity" for s in sandboxes):
         needed += ["apptainer", "mksquashfs"]
     if any(s.image == config.REFERENCE for s in sandboxes):
@@ -75,7 +69,7 @@ def _needed_tools(settings: config.Settings) -> list[str]:
 
 def _look_at_cluster(settings: config.Settings) -> tuple[str, str, dict[str, SifproofError]]:
     """Address and version of the cluster, and why each sandbox whose driver can't be had can't be run."""
-    address = nomad_address(settings)
+    address = settings.nomad.effective_address()
     why_not = {}
     docker = [name for name, s in settings.selected().items() if s.driver == "docker"]
     if not address:

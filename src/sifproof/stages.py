@@ -25,7 +25,7 @@ from sifproof.run import Run
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Inherited(SifproofError):
+class Inherited(SifproofError):  # noqa: N818 - it was an error where it arose
     """A fault of an earlier stage, found in its output: recorded already."""
 
 

@@ -48,7 +48,9 @@ NEEDS: dict[str, Need] = {
         commands=("apptainer", "singularity"),
         companions=("squashfuse_ll", "squashfuse", "fuse-overlayfs", "unsquashfs"),
     ),
-    "mksquashfs": Need("it packs the file system of the .sif, zstd among its ways", "4.4", ("-version",), "mksquashfs version"),
+    "mksquashfs": Need(
+        "it packs the file system of the .sif, zstd among its ways", "4.4", ("-version",), "mksquashfs version"
+    ),
     "skopeo": Need("it copies and identifies images", "1.9"),
     "buildah": Need("it builds the reference image where there is no Docker engine", "1.28"),
     "mmdebstrap": Need("it makes the reference image's base of Debian packages", "1.3"),
@@ -126,7 +128,7 @@ def parse_version(text: str) -> str:
     if not number:
         return ""
     kind = {"singularity-ce": "SingularityCE ", "singularity": "Singularity "}
-    return kind.get(text.split()[0].lower(), "") + number.group()
+    return kind.get(text.split(maxsplit=1)[0].lower(), "") + number.group()
 
 
 def version_of(name: str, path: Path) -> str:

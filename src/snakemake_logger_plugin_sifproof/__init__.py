@@ -22,7 +22,14 @@ from snakemake.logging import ColorizingTextHandler
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-_NOISE = ("Exiting because a job execution failed", "Shutting down, this might take some time", "Complete log")
+# Snakemake says these of a job whose own log is shown instead.
+_NOISE = (
+    "Exiting because a job execution failed",
+    "Shutting down, this might take some time",
+    "Complete log",
+    "RuleException:",
+    "WorkflowError:\nAt least one job did not complete successfully",
+)
 GATE = "gate"
 """The rule whose log is the verdict: it is shown whole."""
 
@@ -78,19 +85,17 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         """Called by the base class, in place of a constructor."""
         settings = self.common_settings
-        self._plain = ColorizingTextHandler(
-            nocolor=settings.nocolor, stream=sys.stdout if settings.stdout else sys.stderr
-        )
+        stream = sys.stdout if settings.stdout else sys.stderr
+        self._plain = ColorizingTextHandler(nocolor=settings.nocolor, stream=stream)
         self._whole = settings.dryrun or settings.verbose or settings.debug_dag
         self._console = Console(
-            file=sys.stdout if settings.stdout else sys.stderr,
+            file=stream,
             no_color=settings.nocolor or None,
             highlight=False,
             soft_wrap=True,
         )
         self._running = Running()
         self._live = Live(self._running, console=self._console, refresh_per_second=8, transient=True)
-        self._failed = False
 
     @property
     def writes_to_stream(self) -> bool:
@@ -141,10 +146,9 @@ class LogHandler(LogHandlerBase):
             self._end(fields.get("job_id", fields.get("jobid")), "[green]✓[/]")
         elif event == LogEvent.JOB_ERROR:
             self._fail(fields)
-        elif record.levelno >= logging.ERROR and not (self._failed and str(record.msg).startswith(_NOISE)):
-            self._console.print(Text(str(self.format(record)), style="red"))
-        elif record.levelno == logging.WARNING and event is None and not str(record.msg).startswith(_NOISE):
-            self._console.print(Text(str(self.format(record)), style="yellow"))
+        elif record.levelno >= logging.WARNING and not str(record.msg).lstrip().startswith(_NOISE):
+            style = "red" if record.levelno >= logging.ERROR else "yellow"
+            self._console.print(Text(str(self.format(record)), style=style))
 
     def _begin(self, fields: dict[str, Any]) -> None:
         if fields["rule_name"] == "all":
@@ -178,7 +182,6 @@ class LogHandler(LogHandlerBase):
             yield from (f"    {line}" for line in lines)
 
     def _fail(self, fields: dict[str, Any]) -> None:
-        self._failed = True
         jobid = fields.get("jobid")
         job = self._running.jobs.get(jobid) if isinstance(jobid, int) else None
         self._end(jobid, "[red]✗[/]", tail=12)

@@ -16,12 +16,12 @@ rule suite:
         ),
     output:
         verdicts=f"{R}/verdicts/{{sandbox}}.{{suite}}.jsonl",
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/{{sandbox}}.{{suite}}.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "{wildcards.sandbox}: check {wildcards.suite}"
     script:
@@ -36,12 +36,12 @@ rule teardown:
         before=f"{R}/verdicts/{{sandbox}}.{flow.suites[-1]}.jsonl",
     output:
         verdicts=f"{R}/verdicts/{{sandbox}}.teardown.jsonl",
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/{{sandbox}}.teardown.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "{wildcards.sandbox}: tear down, look for what is left"
     script:

@@ -11,12 +11,12 @@ rule reference_image:
         plan=f"{R}/plan.json",
     output:
         reference=f"{R}/reference.json",
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/reference_image.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "reference image: build from sandbox/"
     script:
@@ -27,16 +27,18 @@ rule source_image:
     input:
         plan=f"{R}/plan.json",
         reference=lambda w: (
-            rules.reference_image.output.reference if flow.uses_reference(w.sandbox) else []
+            rules.reference_image.output.reference
+            if flow.uses_reference(w.sandbox)
+            else []
         ),
     output:
         source=f"{R}/sources/{{sandbox}}.json",
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/{{sandbox}}.source.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "{wildcards.sandbox}: digest of the source image"
     script:
@@ -49,14 +51,14 @@ rule convert:
         source=rules.source_image.output.source,
     output:
         image=f"{R}/images/{{sandbox}}.json",
-    wildcard_constraints:
-        sandbox=flow.names("singularity"),
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/{{sandbox}}.convert.log",
+    wildcard_constraints:
+        sandbox=flow.names("singularity"),
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "{wildcards.sandbox}: convert to a SIF"
     script:
@@ -69,14 +71,14 @@ rule load:
         source=rules.source_image.output.source,
     output:
         image=f"{R}/images/{{sandbox}}.json",
-    wildcard_constraints:
-        sandbox=flow.names("docker"),
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/{{sandbox}}.load.log",
+    wildcard_constraints:
+        sandbox=flow.names("docker"),
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "{wildcards.sandbox}: load into the Docker engine"
     script:

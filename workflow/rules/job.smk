@@ -12,12 +12,12 @@ rule job:
         image=f"{R}/images/{{sandbox}}.json",
     output:
         job=f"{R}/jobs/{{sandbox}}.json",
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/{{sandbox}}.job.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "{wildcards.sandbox}: render the job"
     script:
@@ -31,12 +31,12 @@ rule submit:
         job=rules.job.output.job,
     output:
         endpoints=f"{R}/endpoints/{{sandbox}}.json",
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/{{sandbox}}.submit.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "{wildcards.sandbox}: submit, wait for the allocations"
     script:

@@ -8,12 +8,12 @@
 checkpoint preflight:
     output:
         plan=f"{R}/plan.json",
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/preflight.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "preflight: settings, images, cluster"
     script:
@@ -25,12 +25,12 @@ rule agent:
         plan=f"{R}/plan.json",
     output:
         nomad=f"{R}/nomad.json",
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/agent.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "nomad: connect, or start a local agent"
     script:

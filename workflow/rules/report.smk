@@ -5,26 +5,21 @@
 #        accepted   only where the run is
 
 
-def measured(wildcards):
-    """The teardown of every sandbox that preflight did not leave out; a dry run shows all."""
-    names = (
-        flow.planned() if workflow.dryrun else flow.measured(checkpoints.preflight.get().output.plan)
-    )
-    return [f"{R}/verdicts/{name}.teardown.jsonl" for name in names]
-
-
 rule report:
     input:
         plan=f"{R}/plan.json",
-        verdicts=measured,
+        # every sandbox that preflight did not leave out; a dry run shows all
+        verdicts=lambda w: flow.teardowns(
+            None if workflow.dryrun else checkpoints.preflight.get().output.plan
+        ),
     output:
         **flow.reports,
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/report.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "reports"
     script:
@@ -36,12 +31,12 @@ rule gate:
         verdict=rules.report.output.verdict,
     output:
         accepted=f"{R}/accepted",
-    params:
-        run=flow.run.id,
     log:
         f"{R}/logs/gate.log",
     conda:
         "../../envs/sifproof.yaml"
+    params:
+        run=flow.run.id,
     message:
         "gate"
     script:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from snakemake.script import snakemake
 
@@ -19,7 +18,7 @@ with stages.stage("agent", snakemake):
     plan = stages.read(snakemake.input.plan, Plan)
     address = plan.nomad_address
     if plan.nomad_local:
-        agent = local.start(run.id, Path(".tools/nomad").resolve(), int(os.environ[PID_VARIABLE]))
+        agent = local.start(run.id, watch_pid=int(os.environ[PID_VARIABLE]), log=run.folder / "nomad-agent.log")
         address = agent.address
     cluster = Cluster(address=address, version=plan.nomad_version, local=plan.nomad_local)
     stages.write(snakemake.output.nomad, cluster)

@@ -17,6 +17,6 @@ with stages.stage("job", snakemake, sandbox=sandbox):
     settings = config.load(snakemake.config)
     planned = stages.read(snakemake.input.plan, Plan).sandbox(sandbox)
     cluster = stages.read(snakemake.input.nomad, Cluster)
-    rendered = deploy.sandbox_job(planned, settings, cluster, snakemake.input.image)
+    rendered = deploy.sandbox_job(snakemake.params.run, planned, settings, cluster, snakemake.input.image)
     write_atomically(Path(snakemake.output.job), job.render(rendered))
     print(f"submit it by hand: nomad job run -json {snakemake.output.job}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sifproof.checks.registry import Finding, check, expect
 from sifproof.checks.server import Server, nonce
+from sifproof.errors import SifproofError
 
 
 @check(
@@ -117,7 +118,6 @@ def directory(server: Server) -> Finding:
 )
 def outside(server: Server) -> Finding:
     name = nonce()
-    server.slot(0)
     seen = {path: server.read(path) for path in ("../../../../etc/hostname", "/etc/hostname", "../slot_1")}
     written = {path: server.write(path, "x") for path in (f"../{name}", f"/tmp/{name}", f"d/../../{name}")}  # noqa: S108
     open_paths = [
@@ -126,7 +126,12 @@ def outside(server: Server) -> Finding:
         for path, result in results.items()
         if result.success or "denied" not in result.error.lower()
     ]
-    return expect(not open_paths, "; ".join(open_paths) or "six paths out of the workspace refused")
+    try:
+        server.read_allocation_file(f"{server.workspace()}/../{name}")
+        open_paths.append(f"a file {name} beside the workspace")
+    except SifproofError:
+        pass
+    return expect(not open_paths, "; ".join(open_paths) or "six paths out of the workspace refused, nothing written")
 
 
 @check(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from sifproof.checks.registry import Check, Finding, NotMeasured
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.records import Verdict, Word
 
 
@@ -25,9 +25,16 @@ class Context:
     log: TextIO | None = field(default=None, compare=False)
 
     def verdict(
-        self, check: Check, word: Word, message: str, seconds: float = 0.0, finding: Finding | None = None
+        self,
+        check: Check,
+        word: Word,
+        message: str,
+        *,
+        seconds: float = 0.0,
+        finding: Finding | None = None,
+        fault: Fault | None = None,
     ) -> Verdict:
-        """The verdict of ``check`` here."""
+        """The verdict of ``check`` here; ``fault`` is who has to act, where that is not whom the check blames."""
         return Verdict(
             run=self.run,
             sandbox=self.sandbox,
@@ -43,6 +50,7 @@ class Context:
             duration_s=round(seconds, 4),
             attempts=0 if word == "not-measured" and seconds == 0 else 1,
             message=message,
+            fault=fault or check.blames,
         )
 
     def say(self, text: str) -> None:
@@ -76,6 +84,7 @@ def blocked_by(verdict: Verdict) -> str:
 def _run(check: Check, function: Callable[..., Finding], subject: object, context: Context) -> Verdict:
     start = time.perf_counter()
     finding: Finding | None = None
+    fault: Fault | None = None
     word: Word
     try:
         finding = function(subject)
@@ -84,8 +93,8 @@ def _run(check: Check, function: Callable[..., Finding], subject: object, contex
     except NotMeasured as reason:
         word, message = "not-measured", str(reason)
     except SifproofError as error:
-        word, message = "fail", str(error)
+        word, message, fault = "fail", str(error), error.fault
     except Exception as error:  # a fault of the check itself must not look like one of the image
         context.say(traceback.format_exc())
         word, message = "not-measured", f"the check itself failed ({type(error).__name__}: {error}); please report it"
-    return context.verdict(check, word, message, time.perf_counter() - start, finding)
+    return context.verdict(check, word, message, seconds=time.perf_counter() - start, finding=finding, fault=fault)

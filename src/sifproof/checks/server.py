@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from sifproof.checks.registry import NotMeasured
 from sifproof.sandbox.client import Result, SandboxClient
@@ -16,15 +15,16 @@ from sifproof.sandbox.client import Result, SandboxClient
 class Server:
     """One allocation's server.
 
-    ``read_allocation_file`` reads a path below the allocation's shared directory through Nomad, never through the
-    server; it raises :class:`~sifproof.errors.SifproofError` where there is no such file.
+    ``read_allocation_file`` reads a path below the allocation's data directory through Nomad, never through the
+    server; it raises :class:`~sifproof.errors.SifproofError` where there is no such file. ``ask_nomad`` raises one
+    where Nomad knows that the allocation does not run, with the reason.
     """
 
     client: SandboxClient
     slots: int
     ready_within_s: float
     read_allocation_file: Callable[[str], bytes]
-    answers: dict[str, Any] = field(default_factory=dict)
+    ask_nomad: Callable[[], None]
 
     def slot(self, index: int = 0) -> str:
         """Id of the slot ``index`` counted from either end; ``not-measured`` where the config gives too few slots."""

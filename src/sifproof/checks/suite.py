@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
@@ -10,10 +11,13 @@ from sifproof import config, stages
 from sifproof.checks import registry
 from sifproof.checks.runner import Context, blocked_by, run_checks
 from sifproof.checks.server import Server
+from sifproof.checks.teardown import Ended
 from sifproof.cluster import Cluster, Endpoints
 from sifproof.errors import SifproofError
-from sifproof.nomad.allocations import Allocation
+from sifproof.nomad import teardown
+from sifproof.nomad.allocations import Allocation, parse_allocation
 from sifproof.nomad.client import Client
+from sifproof.nomad.submit import check_alive
 from sifproof.records import PlannedSandbox, Verdict
 from sifproof.sandbox.client import SandboxClient
 
@@ -59,4 +63,50 @@ def _server(allocation: Allocation, planned: PlannedSandbox, settings: config.Se
         slots=planned.slots,
         ready_within_s=settings.nomad.ready_within_s,
         read_allocation_file=lambda path: client.file(allocation.id, f"/alloc/data/{path}"),
+        ask_nomad=lambda: check_alive(client, [parse_allocation(client.get("allocation", allocation.id))]),
     )
+
+
+def run_teardown(
+    planned: PlannedSandbox,
+    settings: config.Settings,
+    *,
+    run: str,
+    nomad: Path,
+    endpoints: Path,
+    collect: pathlib.Path,
+    log: TextIO,
+) -> Iterator[Verdict]:
+    """Stop and purge the sandbox's job, and the verdicts of the teardown suite on each of its allocations.
+
+    The job is stopped also where submitting it had a fault, for it may have been half placed. ``collect`` is the
+    folder that takes what Nomad knows of it.
+    """
+    checks = registry.of_suite(registry.TEARDOWN)
+    context = Context(run, planned.name, planned.driver, log=log)
+    known: list[Allocation] = []
+    reason = ""
+    try:
+        known = stages.read(endpoints, Endpoints).allocations
+    except SifproofError as error:
+        reason = str(error)
+    try:
+        cluster = stages.read(nomad, Cluster)
+        with cluster.connect(settings.nomad) as client:
+            ended = teardown.stop_and_verify(
+                client,
+                planned.job_id,
+                known,
+                collect=collect,
+                deadline_s=settings.nomad.stopped_within_s,
+                local=cluster.local,
+            )
+    except SifproofError as error:
+        yield from run_checks(checks, None, context, blocked=str(error))
+        return
+    if not ended.allocations:
+        yield from run_checks(checks, None, context, blocked=reason or "the job has no allocation")
+    for allocation in ended.allocations:
+        there = Context(run, planned.name, planned.driver, allocation.node, allocation.allocation, log)
+        subject = Ended(allocation, ended.purged, settings.nomad.stopped_within_s)
+        yield from run_checks(checks, subject, there)

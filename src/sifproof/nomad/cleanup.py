@@ -1,55 +1,42 @@
-"""The end of a run that did not get to its own teardown: its jobs, then its agent; and what earlier runs left."""
+"""What ends with a run, and what is swept up after one that was killed."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import os
 
-from sifproof.errors import SifproofError
-from sifproof.nomad import local
+from sifproof.nomad import local, teardown
 from sifproof.nomad.client import connect
-from sifproof.nomad.teardown import sweep as sweep_jobs
 from sifproof.run import Run
 
-AGENTS = Path("nomad")
 
+def end_run(run: Run, address: str = "", namespace: str | None = None, region: str | None = None) -> None:
+    """End what ``run`` still has: its local agent with all that runs on it, or its jobs on the cluster at ``address``.
 
-def end_run(this: Run, tools: Path = Path(".tools")) -> None:
-    """End the jobs of ``this`` run on the cluster it used, and its local agent. Nothing there is no error.
-
-    Raises :class:`SifproofError` where the cluster can't be asked or the agent stays.
+    Called when Snakemake ended well, failed or was interrupted. A run that got as far as its teardown has no job left.
+    Raises :class:`~sifproof.errors.SifproofError` where something stays.
     """
-    local.stop(this.id, tools / AGENTS)
-    cluster = _cluster(this)
-    if cluster and not cluster.get("local"):
-        with connect(cluster["address"]) as client:
-            sweep_jobs(client, this.job_id(""))
+    if not address:
+        local.stop(run.id)
+        return
+    with connect(address, namespace=namespace, region=region) as client:
+        teardown.sweep(client, run.job_id(""))
 
 
-def sweep(this: Run | None, tools: Path = Path(".tools")) -> list[str]:
-    """What was cleared away, a line each: of ``this`` run, or of every run whose processes are gone.
+def sweep(run: Run | None) -> list[str]:
+    """End what killed runs left, or all that ``run`` has; what was ended, a line each.
 
-    Without ``this``, agents and folders of dead runs on this machine are cleared away. The jobs of other runs on a
-    cluster are left alone: only their own run can tell whether it still lives, and each job ends by itself.
+    Local agents end with their runs, unless their supervisor was killed too. Jobs on a cluster (``NOMAD_ADDR``) end
+    by their lifetime; this ends them now.
     """
-    if this is None:
-        return [f"local agent of run {run}" for run in local.sweep(tools / AGENTS)]
-    lines = [f"local agent of run {this.id}"] if (tools / AGENTS / this.id).exists() else []
-    local.stop(this.id, tools / AGENTS)
-    cluster = _cluster(this)
-    if cluster and not cluster.get("local"):
-        with connect(cluster["address"]) as client:
-            lines += [f"job {job}" for job in sweep_jobs(client, this.job_id(""))]
+    if run is not None:
+        lines = []
+        if local.find(run.id) is not None:
+            local.stop(run.id)
+            lines.append(f"local agent of run {run.id}: ended")
+    else:
+        lines = [f"local agent of run {name}: what it left was removed" for name in local.sweep()]
+    if os.environ.get("NOMAD_ADDR"):
+        with connect() as client:
+            jobs = teardown.sweep(client, run.job_id("") if run else "sifproof-")
+        lines += [f"job {job}: stopped and purged" for job in jobs]
     return lines
-
-
-def _cluster(this: Run) -> dict[str, Any] | None:
-    """The cluster of ``this`` run as its folder says; none where it never got to one."""
-    path = this.folder / "nomad.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise SifproofError(f"{path} can't be read", why=str(error)) from None

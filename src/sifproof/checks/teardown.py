@@ -1,0 +1,94 @@
+"""The job is gone when it is told to go, and nothing of it stays on the node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sifproof.checks.registry import Finding, NotMeasured, check, expect
+from sifproof.errors import Fault
+from sifproof.nomad.teardown import AllocationEnd
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of one allocation, and of its job."""
+
+    allocation: AllocationEnd
+    purged: bool
+    stopped_within_s: float
+
+
+def _within(seconds: float | None, ended: Ended, what: str) -> Finding:
+    limit = ended.stopped_within_s
+    if seconds is None:
+        return Finding(False, f"{what} not within {limit:g} s", limit, "s", limit)
+    return Finding(seconds <= limit, f"{what} after {seconds:.3f} s", round(seconds, 4), "s", limit)
+
+
+def _none_left(ended: Ended, left: Sequence[object]) -> Finding:
+    if not ended.allocation.looked_at:
+        raise NotMeasured(f"node {ended.allocation.node} is not this machine: its processes can't be seen from here")
+    return expect(not left, "left on the node: " + "; ".join(map(str, left)) if left else "none left on the node")
+
+
+@check(
+    "teardown.port-closed",
+    "Within `nomad.stopped_within_s` of the request to stop, nothing accepts connections on the port any more.",
+    why="A static port that stays open keeps the next job from starting.",
+    todo="See what listens on that port of that node (`ss -ltnp`); look at how the server treats SIGTERM.",
+)
+def port_closed(ended: Ended) -> Finding:
+    return _within(ended.allocation.port_closed_s, ended, "the port was closed")
+
+
+@check(
+    "teardown.stopped",
+    "Within `nomad.stopped_within_s` of the request to stop, Nomad says that the allocation has ended.",
+    why="Its memory and its port are reserved until then.",
+    todo="Look at how the server treats SIGTERM, and at the task's events in the run's folder.",
+)
+def stopped(ended: Ended) -> Finding:
+    return _within(ended.allocation.terminal_s, ended, f"Nomad said `{ended.allocation.client_status}`")
+
+
+@check(
+    "teardown.graceful",
+    "The server ends on SIGTERM; it need not be killed.",
+    why="A killed server can't finish its writes, and helpers such as squashfuse_ll outlive a killed Apptainer.",
+    todo="Handle SIGTERM in the server; as the container's first process it has no default handler.",
+)
+def graceful(ended: Ended) -> Finding:
+    return expect(not ended.allocation.killed, f"exit code {ended.allocation.exit_code}")
+
+
+@check(
+    "teardown.processes",
+    "No process of the allocation is left on the node.",
+    why="Orphans hold the SIF open and their memory, and no health check sees them.",
+    todo="Look for processes that leave the container's tree, and for a missing `exec` in the job's shell line.",
+)
+def processes(ended: Ended) -> Finding:
+    # Nomad's own helpers end a moment later, with the agent's knowledge of the allocation.
+    return _none_left(ended, [p for p in ended.allocation.processes if not p.is_nomad])
+
+
+@check(
+    "teardown.mounts",
+    "No mount of the allocation and no container of it is left on the node.",
+    why="A FUSE mount that stays keeps the node's directory busy, and Nomad can't collect it.",
+    todo="`grep <allocation> /proc/mounts`, `fusermount -u`, `docker ps -a`; see what holds them.",
+)
+def mounts(ended: Ended) -> Finding:
+    return _none_left(ended, [*ended.allocation.mounts, *ended.allocation.containers])
+
+
+@check(
+    "teardown.purged",
+    "Nomad has forgotten the job.",
+    why="A job that stays known is restarted or counted against quotas.",
+    todo="`nomad job stop -purge <job>`; see that the token has `submit-job`.",
+    blames=Fault.INFRASTRUCTURE,
+)
+def purged(ended: Ended) -> Finding:
+    return expect(ended.purged, "the job is purged" if ended.purged else "Nomad still knows the job")

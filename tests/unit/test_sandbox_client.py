@@ -1,0 +1,177 @@
+"""The client against servers that answer anything but what the protocol says."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from sifproof.errors import SifproofError
+from sifproof.sandbox import SandboxClient, ServerError, SlotPool
+from sifproof.sandbox import client as client_module
+
+Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
+
+
+@contextmanager
+def server(answer: Answer) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.server_address[1]}"
+    finally:
+        listening.shutdown()
+        listening.server_close()
+        thread.join()
+
+
+def says(body: object, status: int = 200) -> Answer:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(raw)))
+        handler.end_headers()
+        handler.wfile.write(raw)
+
+    return answer
+
+
+GOOD = {"success": True, "output": "x", "error": "", "execution_id": None, "metadata": {}}
+
+
+def test_a_call_goes_out_as_the_protocol_says() -> None:
+    seen: list[object] = []
+
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        seen.append((handler.command, handler.path, json.loads(body)))
+        says(GOOD)(handler, body)
+
+    with server(answer) as url:
+        result = SandboxClient(url).bash("slot_1", "ls", timeout_s=3, allow_network=False)
+    assert (result.output, result.exit_code) == ("x", 0)
+    assert seen == [
+        (
+            "POST",
+            "/execute",
+            {"slot_id": "slot_1", "tool": "bash", "args": {"command": "ls", "allow_network": False}, "timeout": 3},
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (says(b"<html>"), "not JSON"),
+        (says(b"[" * 100_000), "not JSON"),
+        (says([1, 2]), "no result"),
+        (says({"success": "yes"}), "`success`"),
+        (says({**GOOD, "output": 7}), "`output`"),
+        (says({}, 500), "HTTP 500"),
+        (says({}, 302), "HTTP 302"),
+        (lambda handler, _: handler.wfile.write(b"no http at all\r\n\r\n"), "no answer"),
+        (lambda handler, _: handler.connection.close(), "no answer"),
+    ],
+)
+def test_a_wrong_answer_is_told_not_raised_through(answer: Answer, said: str) -> None:
+    with server(answer) as url, pytest.raises(ServerError, match=said):
+        SandboxClient(url).bash("slot_0", "true")
+
+
+def test_an_endless_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 100_000)
+
+    def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            while True:
+                handler.wfile.write(b" " * 65536)
+        except OSError:
+            pass
+
+    with server(answer) as url, pytest.raises(ServerError, match="exceeds 100000 bytes"):
+        SandboxClient(url).health()
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_GRACE_S", 0.0)
+    done = threading.Event()
+    with server(lambda handler, _: done.wait(10) and None) as url:
+        try:
+            with pytest.raises(ServerError, match=r"no answer within 0\.2 s"):
+                SandboxClient(url, timeout_s=0.2).health()
+        finally:
+            done.set()
+
+
+def test_nobody_listens() -> None:
+    with server(says({})) as url:
+        pass
+    with pytest.raises(ServerError, match="refused"):
+        SandboxClient(url).health()
+
+
+def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with server(says({"status": "ok"})) as url:
+        assert SandboxClient(url).health() == {"status": "ok"}
+
+
+def slots_server(resets: list[str], *, broken: str = "") -> Answer:
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        if handler.path == "/slots":
+            says({"slots": [{"slot_id": f"slot_{i}"} for i in range(2)]})(handler, body)
+            return
+        slot = json.loads(body)["slot_id"]
+        resets.append(slot)
+        says({**GOOD, "success": slot != broken, "error": "disk full"})(handler, body)
+
+    return answer
+
+
+def test_the_pool_hands_out_each_slot_once_and_empties_it_afterwards() -> None:
+    resets: list[str] = []
+    with server(slots_server(resets)) as url:
+        pool = SlotPool([SandboxClient(url)])
+        assert pool.size == 2
+        with pool.slot() as one, pool.slot() as two:
+            assert {one.slot_id, two.slot_id} == {"slot_0", "slot_1"}
+            with pytest.raises(SifproofError, match="No slot came free"), pool.slot(within_s=0.05):
+                pass
+        assert sorted(resets) == ["slot_0", "slot_1"]
+        with pool.slot() as again:
+            assert again.slot_id in ("slot_0", "slot_1")
+
+
+def test_a_slot_that_cannot_be_emptied_is_lost_not_handed_on() -> None:
+    with server(slots_server([], broken="slot_0")) as url:
+        pool = SlotPool([SandboxClient(url)])
+        for _ in range(3):
+            with pool.slot():
+                pass
+        assert [(slot.slot_id, str(error)) for slot, error in pool.lost] == [
+            ("slot_0", "POST /reset failed: disk full.")
+        ]
+
+
+def test_slots_of_two_servers_take_turns() -> None:
+    with server(slots_server([])) as one, server(slots_server([])) as two:
+        pool = SlotPool([SandboxClient(one), SandboxClient(two)])
+        with pool.slot() as first, pool.slot() as second:
+            assert {first.client.url, second.client.url} == {one, two}
