@@ -103,7 +103,8 @@ def _apptainer_line(
         ["exec env -i", *_ENVIRONMENT, f'{prefix}NOMAD_ALLOC_ID="$NOMAD_ALLOC_ID"', *handed_on],
         # --foreground keeps the server in the process group of the task, which Nomad kills when all else fails.
         ["timeout --foreground", f"-k {_seconds(kill_timeout_s)}", _seconds(lifetime_s)],
-        [quote(program), "-q exec --containall", *(["--userns"] if userns else []), *map(quote, flags)],
+        # Without --no-eval a shell inside the container would run what a variable holds.
+        [quote(program), "-q exec --containall --no-eval", *(["--userns"] if userns else []), *map(quote, flags)],
         # Without /dev/full bubblewrap can't make its own /dev inside. --workdir puts /tmp on disk: a tmpfs has 64 MiB.
         ["--bind /dev/full", '--bind "$NOMAD_ALLOC_DIR/data:/data"', *(f"--bind {quote(b)}" for b in binds)],
         ['--workdir "$NOMAD_ALLOC_DIR/tmp"', f"--pwd {quote(workdir)}"],

@@ -86,8 +86,9 @@ def start(
 ) -> LocalAgent:
     """Start an agent for ``run`` under ``directory``, to live as long as process ``watch_pid``.
 
-    Returns when it is ready. ``log`` takes the log of the agent (``<directory>/<run>.log`` where absent) and outlives it. A second call for the
-    same run returns the agent that is there. What dead supervisors left under ``directory`` is cleared away first.
+    Returns when it is ready. ``log`` takes the log of the agent (``<directory>/<run>.log`` where absent) and outlives
+    it. A second call for the same run returns the agent that is there. What dead supervisors left under ``directory``
+    is cleared away first.
 
     Raises :class:`SifproofError`, with the last lines of the log, where the agent does not become ready.
     """
@@ -257,9 +258,8 @@ def processes(home: Path) -> list[traces.Process]:
     Not those that only look at its files: these may be a person's.
     """
     ids = [path.name for path in (home / "data" / "alloc").glob("*")]
-    found = traces.find_processes([f"{home}/", *ids])
-    by_pid = {p.pid: p for several in found.values() for p in several if p.by in ("environment", "cgroup", "mount")}
-    return list(by_pid.values())
+    found = traces.find_processes([f"{home}/", *ids], traces.OWN)
+    return list({p.pid: p for several in found.values() for p in several}.values())
 
 
 def clear(home: Path) -> list[str]:

@@ -23,12 +23,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from sifproof.errors import SifproofError
-from sifproof.nomad import local, traces
-from sifproof.nomad.client import connect
-from sifproof.nomad.ports import META_STATIC_PORTS, Block, claim_block
-from sifproof.nomad.preflight import wait_for_node_ready
-from sifproof.nomad.traces import MARK
-from sifproof.records import write_atomically
+from sifproof.nomad.ports import MARK, META_STATIC_PORTS, Block, claim_block
+
+# What takes half a second to import is imported where it is needed: the agent starts meanwhile.
 
 _PR_SET_PDEATHSIG = 1
 _STARTS = 3
@@ -151,6 +148,8 @@ def start_agent(
 def write_state(home: Path, state: dict[str, Any]) -> None:
     """Leave ``state`` for others who look for the agent, and for whoever clears away after this process."""
 
+    from sifproof.records import write_atomically  # noqa: PLC0415
+
     write_atomically(home / "state.json", json.dumps({**state, "tmpdir": os.environ.get("TMPDIR", "")}))
 
 
@@ -163,6 +162,9 @@ def die_with_supervisor() -> None:
 
 def wait_ready(agent: subprocess.Popen[bytes], address: str, deadline_s: float) -> None:
     """Wait until ``agent`` has a node that takes tasks; ``ChildProcessError`` where it ends instead."""
+    from sifproof.nomad.client import connect  # noqa: PLC0415
+    from sifproof.nomad.preflight import wait_for_node_ready  # noqa: PLC0415
+
     end_by = time.monotonic() + deadline_s
     while True:
         try:
@@ -187,6 +189,8 @@ def lost_a_port(log: Path) -> bool:
 
 def end(home: Path, agent: subprocess.Popen[bytes] | None, state: dict[str, Any], log: IO[bytes]) -> None:
     """Stop the jobs, wait for their processes, stop the agent, clear away the rest."""
+    from sifproof.nomad import local, traces  # noqa: PLC0415
+
     if agent is not None and agent.poll() is None:
         # In this order: an agent that stops while a task goes down leaves its logmon and executor for good.
         try:
@@ -211,6 +215,8 @@ def end(home: Path, agent: subprocess.Popen[bytes] | None, state: dict[str, Any]
 
 def purge_jobs(address: str) -> None:
     """Stop and forget every job of the agent at ``address``."""
+
+    from sifproof.nomad.client import connect  # noqa: PLC0415
 
     with connect(address, environment={}, namespace="*") as client:
         jobs = client.get("jobs")

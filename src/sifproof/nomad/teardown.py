@@ -92,51 +92,53 @@ def stop_and_verify(
     here = {a.node_id for a in known.values() if local or before[a.id]}
     looked = {a.id: local or a.node_id in here for a in known.values()}
 
-    with _pidfds({i: [p.pid for p in found if not p.is_nomad] for i, found in before.items()}) as pidfds:
+    with _pidfds(before) as pidfds:
         stopped = time.monotonic()
         end = stopped + deadline_s
         client.deregister(job_id, purge=False)
         closed = {a.id: _wait_closed(a, stopped, end) for a in known.values()}
         gone = {
-            i: time.monotonic() - stopped if traces.wait_ended(pidfds[i], max(end - time.monotonic(), 0)) else None
+            i: time.monotonic() - stopped
+            if traces.wait_ended([d for p, d in pidfds[i] if not p.is_nomad], max(end - time.monotonic(), 0))
+            else None
             for i in ids
         }
         terminal = _wait_terminal(client, job_id, ids, stopped, end)
 
-    final = {a.id: a for a in _listed(client, job_id)}
-    collected = _collect(client, job_id, [final.get(i, known[i]) for i in ids], collect)
-    client.deregister(job_id, purge=True)
-    purged = _forgotten(client, job_id)
+        final = {a.id: a for a in _listed(client, job_id)}
+        collected = _collect(client, job_id, [final.get(i, known[i]) for i in ids], collect)
+        client.deregister(job_id, purge=True)
+        purged = _forgotten(client, job_id)
 
-    ends = []
-    for allocation in known.values():
-        last = final.get(allocation.id, allocation)
-        left, mounts, containers = [], [], []
-        if looked[allocation.id]:
-            rest = max(end - time.monotonic(), 0.5)
-            left = traces.wait_none(lambda i=allocation.id: traces.find_processes([i])[i], rest)  # type: ignore[misc]
-            mounts = traces.wait_unmounted(allocation.id, max(end - time.monotonic(), 0.5))
-            docker = tools.find("docker") if "docker" in drivers else None
-            if docker:
-                containers = traces.find_containers(allocation.id, str(docker.path))
-        code = next((e.details.get("exit_code") for e in reversed(last.events) if e.type == "Terminated"), None)
-        ends.append(
-            AllocationEnd(
-                allocation=allocation.id,
-                node=allocation.node_name,
-                endpoint=allocation.url if allocation.port else "",
-                port_closed_s=closed[allocation.id],
-                client_status=last.client_status,
-                terminal_s=terminal.get(allocation.id),
-                exit_code=int(code) if code else None,
-                killed=_was_killed(last),
-                looked_at=looked[allocation.id],
-                ended_s=gone[allocation.id] if looked[allocation.id] and pidfds[allocation.id] else None,
-                processes=left,
-                mounts=mounts,
-                containers=containers,
+        ends = []
+        for allocation in known.values():
+            last = final.get(allocation.id, allocation)
+            left, mounts, containers = [], [], []
+            if looked[allocation.id]:
+                rest = max(end - time.monotonic(), 0.5)
+                left = _left(allocation.id, pidfds[allocation.id], rest)
+                mounts = traces.wait_unmounted(allocation.id, max(end - time.monotonic(), 0.5))
+                docker = tools.find("docker") if "docker" in drivers else None
+                if docker:
+                    containers = traces.find_containers(allocation.id, str(docker.path))
+            code = next((e.details.get("exit_code") for e in reversed(last.events) if e.type == "Terminated"), None)
+            ends.append(
+                AllocationEnd(
+                    allocation=allocation.id,
+                    node=allocation.node_name,
+                    endpoint=allocation.url if allocation.port else "",
+                    port_closed_s=closed[allocation.id],
+                    client_status=last.client_status,
+                    terminal_s=terminal.get(allocation.id),
+                    exit_code=int(code) if code else None,
+                    killed=_was_killed(last),
+                    looked_at=looked[allocation.id],
+                    ended_s=gone[allocation.id] if looked[allocation.id] and pidfds[allocation.id] else None,
+                    processes=left,
+                    mounts=mounts,
+                    containers=containers,
+                )
             )
-        )
     return Teardown(
         job_id=job_id,
         purged=purged,
@@ -161,15 +163,38 @@ def _listed(client: Client, job_id: str) -> list[Allocation]:
         return []
 
 
+_Held = list[tuple[Process, int]]
+
+
 @contextmanager
-def _pidfds(pids: dict[str, list[int]]) -> Iterator[dict[str, list[int]]]:
-    opened = {key: list(traces.open_pidfds(several).values()) for key, several in pids.items()}
+def _pidfds(processes: dict[str, list[Process]]) -> Iterator[dict[str, _Held]]:
+    """A pidfd for each process that still runs: it goes on meaning that process, whatever becomes of the number."""
+    held: dict[str, _Held] = {}
+    for key, several in processes.items():
+        opened = traces.open_pidfds([p.pid for p in several])
+        held[key] = [(p, opened[p.pid]) for p in several if p.pid in opened]
     try:
-        yield opened
+        yield held
     finally:
-        for several in opened.values():
-            for descriptor in several:
+        for pairs in held.values():
+            for _, descriptor in pairs:
                 os.close(descriptor)
+
+
+def _left(allocation: str, held: _Held, deadline_s: float) -> list[Process]:
+    """The processes of ``allocation`` that are still there after ``deadline_s`` seconds.
+
+    Those seen before the stop are followed by their pidfd: an orphaned squashfuse_ll shows no trace of where it
+    belongs any more. The others are searched for anew.
+    """
+    end = time.monotonic() + deadline_s
+    traces.wait_ended([descriptor for _, descriptor in held], deadline_s)
+    survivors = {p.pid: p for p, descriptor in held if not traces.wait_ended([descriptor], 0)}
+    for process in traces.wait_none(
+        lambda: traces.find_processes([allocation])[allocation], max(end - time.monotonic(), 0)
+    ):
+        survivors.setdefault(process.pid, process)
+    return list(survivors.values())
 
 
 def _wait_closed(allocation: Allocation, stopped: float, end: float) -> float | None:

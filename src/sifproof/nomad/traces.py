@@ -22,10 +22,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_PROC = Path("/proc")
+from sifproof.nomad.ports import MARK
 
-MARK = "SIFPROOF_NOMAD"
-"""Variable in the environment of a local agent, and so of what it starts: its directory, with a slash at the end."""
+_PROC = Path("/proc")
 
 _VARIABLES = (b"NOMAD_", b"HOME=", f"{MARK}=".encode())
 
@@ -37,7 +36,7 @@ class Process(BaseModel):
 
     pid: int
     command: str = Field(description="its command line")
-    by: str = Field(description="what gave it away: environment, cgroup, cwd, root, file or mount")
+    by: str = Field(description="what gave it away: environment, cgroup, cwd, root, file, mount or child")
 
     def __str__(self) -> str:
         return f"{self.pid} {self.command} ({self.by})"
@@ -49,39 +48,59 @@ class Process(BaseModel):
         return len(words) > 1 and words[0].rpartition("/")[2] == "nomad"
 
 
-def find_processes(needles: Collection[str]) -> dict[str, list[Process]]:
+ANY = frozenset({"environment", "cgroup", "cwd", "root", "file", "mount"})
+OWN = frozenset({"environment", "cgroup", "mount"})
+"""What Nomad and the job give a process, and a person who only looks at the files does not have."""
+
+
+def find_processes(needles: Collection[str], by: Collection[str] = ANY) -> dict[str, list[Process]]:
     """The processes that belong to each of ``needles``: ids of allocations, or paths of directories with a slash.
 
-    Left out are this process and its ancestors, and Nomad agents.
+    Those that show one of the traces ``by``, and their descendants: ``squashfuse_ll`` shows none. Left out are this
+    process and its ancestors, and Nomad agents.
     """
-    found: dict[str, list[Process]] = {needle: [] for needle in needles}
+    found: dict[str, dict[int, Process]] = {needle: {} for needle in needles}
     wanted = {needle: needle.encode() for needle in needles}
     skip = set(_lineage())
     own_mounts = _namespace(os.getpid())
+    parents: dict[int, int] = {}
     for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) in skip:
             continue
+        pid = int(entry.name)
+        parents[pid] = _parent(pid)
         command: str | None = None
-        for by, trace in _traces(entry, own_mounts):
+        for kind, trace in _traces(entry, own_mounts):
             for needle, raw in wanted.items():
-                if raw not in trace or any(p.pid == int(entry.name) for p in found[needle]):
+                if kind not in by or raw not in trace or pid in found[needle]:
                     continue
                 if command is None:
                     command = _command(entry)
                 if not _is_agent(command):
-                    found[needle].append(Process(pid=int(entry.name), command=command, by=by))
-    return found
+                    found[needle][pid] = Process(pid=pid, command=command, by=kind)
+    for several in found.values():
+        added = True
+        while added:
+            added = False
+            for pid, parent in parents.items():
+                if parent in several and pid not in several:
+                    several[pid] = Process(pid=pid, command=_command(_PROC / str(pid)), by="child")
+                    added = True
+    return {needle: list(several.values()) for needle, several in found.items()}
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int((_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _lineage() -> Iterator[int]:
     pid = os.getpid()
     while pid > 0:
         yield pid
-        try:
-            stat = (_PROC / str(pid) / "stat").read_text()
-        except OSError:
-            return
-        pid = int(stat.rpartition(")")[2].split()[1])
+        pid = _parent(pid)
 
 
 def _traces(process: Path, own_mounts: str) -> Iterator[tuple[str, bytes]]:
