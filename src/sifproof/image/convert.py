@@ -11,22 +11,23 @@ The SIF is built under a temporary name in the store and renamed: under its real
 from __future__ import annotations
 
 import logging
-import signal
 import os
-import tempfile
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import sifproof
 from sifproof import tools
+from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
-from sifproof.image import daemon, process, scratch, sif
+from sifproof.image import process, scratch, sif
 from sifproof.image.digest import SourceDigest, digest, file_digest, registry_error, registry_login
 from sifproof.image.process import ToolFailure
 from sifproof.image.provenance import ConversionSettings, Provenance, SifStore
@@ -44,9 +45,7 @@ _SMALL = 64 * 1024 * 1024
 _UNKNOWN_BYTES = 2 * 1024**3
 
 
-def convert(
-    source: Source, store: Path, settings: ConversionSettings | None = None, *, log: Path
-) -> Provenance:
+def convert(source: Source, store: Path, settings: Conversion | None = None, *, log: Path) -> Provenance:
     """Make the SIF of ``source`` in ``store``, or find it there; a source that is a SIF already stays where it is.
 
     An image whose content, tools and arguments are those of a SIF in the store is not converted again. Two calls for
@@ -63,7 +62,7 @@ def convert(
         SifproofError: (configuration) there is no such image, or it is for another processor; (image) it can't be
             converted; (infrastructure) a disk is full, a tool is missing, a registry does not answer.
     """
-    settings = settings or ConversionSettings()
+    how = ConversionSettings.of(settings)
     shelf = SifStore(store)
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -79,13 +78,13 @@ def convert(
     }
     if (skopeo := tools.find("skopeo")) is not None:
         versions["skopeo"] = skopeo.version
-    key = shelf.key(identity, versions, settings)
+    key = shelf.key(identity, versions, how)
     with _ends_on_sigterm():
         if scratch.is_locked(shelf.lock(key)):
             logger.info("Another conversion of %s is under way; waiting for it", source)
         with scratch.lock(shelf.lock(key)) as held:
-            places = _places(settings, store)
-            for leftover in scratch.sweep([*(p.path for p in places), store]):
+            rooms = [*places(how), Place(store, in_memory=False)]
+            for leftover in scratch.sweep(p.path for p in rooms):
                 logger.info("Removed %s, left over from a conversion that was killed", leftover)
             found, defect = shelf.find(key)
             if found is not None:
@@ -98,52 +97,37 @@ def convert(
                         "reused": True,
                     }
                 )
-            conversion = _Conversion(source, identity, shelf, settings, log, held)
+            conversion = _Conversion(source, identity, shelf, how, log, held)
             if defect:
                 conversion.say(f"the SIF in the store was not used: {defect}")
-            made = conversion.in_the_best_of(places, key, versions)
+            made = conversion.in_the_best_of(rooms, key, versions)
             logger.info("Made %s of %s in %.1f s", made.sif, source, made.seconds["total"])
             return made
 
 
-class _Step(NamedTuple):
-    name: str
-    tool: str
-    arguments: list[str]
-    environment: dict[str, str]
-
-
+@dataclass
 class _Conversion:
     """One conversion on its way: what has been said, done and measured so far."""
 
-    def __init__(
-        self,
-        source: Source,
-        identity: SourceDigest,
-        shelf: SifStore,
-        settings: ConversionSettings,
-        log: Path,
-        held: int,
-    ) -> None:
-        self.source = source
-        self.identity = identity
-        self.shelf = shelf
-        self.settings = settings
-        self.log = log
-        self.held = held
-        self.fallbacks: list[str] = []
-        self.commands: list[str] = []
-        self.seconds: dict[str, float] = {}
+    source: Source
+    identity: SourceDigest
+    shelf: SifStore
+    settings: ConversionSettings
+    log: Path
+    held: int
+    fallbacks: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def say(self, fallback: str) -> None:
         logger.warning("%s: %s", self.source, fallback)
         self.fallbacks.append(fallback)
 
-    def in_the_best_of(self, places: list[Place], key: str, versions: dict[str, str]) -> Provenance:
-        """Convert in the first of ``places`` that turns out to hold it."""
-        need = _need_bytes(self.source, self.identity)
-        chosen = scratch.choose(places, need)
-        for place in places:
+    def in_the_best_of(self, rooms: list[Place], key: str, versions: dict[str, str]) -> Provenance:
+        """Convert in the first of ``rooms`` that turns out to hold it."""
+        need = need_bytes(self.source, self.identity)
+        chosen = scratch.choose(rooms, need)
+        for place in rooms:
             if place.in_memory and place not in chosen:
                 self.say(
                     f"works on disk: it may need {_gigabytes(need)}, and {place.path} has "
@@ -152,7 +136,10 @@ class _Conversion:
         begin = time.monotonic()
         for place in chosen:
             try:
-                with scratch.directory(place.path) as (work, held), scratch.directory(self.shelf.path) as (new, owned):
+                with (
+                    scratch.directory(place.path) as (work, held),
+                    scratch.directory(self.shelf.path) as (new, owned),
+                ):
                     made = new / "image.sif"
                     self._make(made, work, (self.held, held, owned))
                     return self._finish(made, place, key, versions, begin)
@@ -170,7 +157,7 @@ class _Conversion:
 
     def _layout(self, work: Path, keep: tuple[int, ...]) -> str:
         """Bring the image into a form that Apptainer reads fast; returns how Apptainer calls it."""
-        source, reference = self.source, _transport(self.source)
+        source, reference = self.source, transport(self.source)
         if source.kind is Kind.OCI and self.identity.raw_layers and not source.reference:
             return reference
         if source.kind is Kind.DOCKER_DAEMON:
@@ -181,13 +168,11 @@ class _Conversion:
             self.say("Apptainer reads the image itself, which is slower: there is no skopeo")
             return reference
         layout = work / "layout"
-        with registry_login(source) as login:
-            options = ["--src-authfile" if o == "--authfile" else o for o in login]
+        with registry_login(source, "--src-authfile") as login:
             self._run(
                 "copy",
                 "skopeo",
-                ["--insecure-policy", "copy", *options, "--dest-oci-accept-uncompressed-layers", reference]
-                + [f"oci:{layout}:latest"],
+                [*_SKOPEO_COPY, *login, reference, f"oci:{layout}:latest"],
                 # skopeo unpacks archives there; its default is /var/tmp.
                 environment={"TMPDIR": str(work)},
                 keep=keep,
@@ -203,7 +188,7 @@ class _Conversion:
             if not (self.settings.compression == "zstd" and "zstd" in failure.output.lower()):
                 raise
             self.say("compressed with gzip: mksquashfs knows no zstd")
-            arguments = ConversionSettings(compression="gzip").mksquashfs_arguments
+            arguments = ConversionSettings(compression="gzip", level=4).mksquashfs_arguments
             made.unlink(missing_ok=True)
             self._apptainer(made, reference, work, arguments, keep)
 
@@ -212,7 +197,8 @@ class _Conversion:
             "build",
             "apptainer",
             ["--nocolor", "build", "--disable-cache", "--mksquashfs-args", arguments, str(made), reference],
-            environment={"APPTAINER_TMPDIR": str(work)},
+            # SingularityCE has kept the other name.
+            environment={"APPTAINER_TMPDIR": str(work), "SINGULARITY_TMPDIR": str(work)},
             keep=keep,
         )
 
@@ -240,9 +226,7 @@ class _Conversion:
         finally:
             self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - begin, 3)
 
-    def _finish(
-        self, made: Path, place: Place, key: str, versions: dict[str, str], begin: float
-    ) -> Provenance:
+    def _finish(self, made: Path, place: Place, key: str, versions: dict[str, str], begin: float) -> Provenance:
         sif.read_header(made)
         hashing = time.monotonic()
         sha256 = file_digest(made)
@@ -276,24 +260,27 @@ class _Conversion:
             raise SifproofError(
                 what,
                 why=f"no space is left in {place.path} or in the store {self.shelf.path}",
-                todo=f"make room there (it may need {_gigabytes(_need_bytes(self.source, self.identity))}), "
+                todo=f"make room there (it may need {_gigabytes(need_bytes(self.source, self.identity))}), "
                 "or name another directory to work in; " + log,
             ) from failure
         if failure.name == "skopeo" and self.source.kind is Kind.REGISTRY:
             raise registry_error(self.source, failure) from failure
-        if failure.status is None:
-            raise SifproofError(
-                what, why=f"{failure.name} took longer than {self.settings.timeout_s:g} s", todo=log
-            ) from failure
-        machine = failure.status < 0 or any(word in failure.output.lower() for word in _MACHINE_AT_FAULT)
-        raise SifproofError(
-            what,
-            why=f"{failure.name} says: {failure.last_words}",
-            todo=log,
-            fault=Fault.INFRASTRUCTURE if machine else Fault.IMAGE,
-        ) from failure
+        raise verdict_on(failure, what, self.log) from failure
 
 
+def verdict_on(failure: ToolFailure, what: str, log: Path | None) -> SifproofError:
+    """Who is at fault for the ``failure`` of a tool, and its last words; ``what`` says what did not work."""
+    words = failure.output.lower()
+    machine = failure.status is None or failure.status < 0 or any(word in words for word in _MACHINE_AT_FAULT)
+    return SifproofError(
+        what,
+        why=f"{failure.name} says: {failure.last_words}",
+        todo=f"the whole output is in {log}" if log else "",
+        fault=Fault.INFRASTRUCTURE if machine else Fault.IMAGE,
+    )
+
+
+_SKOPEO_COPY = ["--insecure-policy", "copy", "--dest-oci-accept-uncompressed-layers"]
 _STEPS = {
     "save": "taking the image out of the engine",
     "copy": "copying the layers",
@@ -301,6 +288,7 @@ _STEPS = {
 }
 # Words in the output of a tool that the image can't be blamed for.
 _MACHINE_AT_FAULT = (
+    "no space left",
     "user namespace",
     "requesting capability",
     "operation not permitted",
@@ -328,20 +316,22 @@ def _existing(source: Source, identity: SourceDigest, shelf: SifStore) -> Proven
     )
 
 
-def _places(settings: ConversionSettings, store: Path) -> list[Place]:
+def places(settings: ConversionSettings) -> list[Place]:
+    """Where to work, the fastest first."""
+    if settings.tmpdir:
+        return [Place(Path(settings.tmpdir).expanduser(), in_memory=False)]
     memory = [Place(settings.memory, in_memory=True)] if settings.memory else []
-    disk = settings.scratch or (Path(tempfile.gettempdir()) if "TMPDIR" in os.environ else Path("/var/tmp"))  # noqa: S108
-    return [*memory, Place(disk, in_memory=False), Place(store, in_memory=False)]
+    return [*memory, Place(Path(os.environ.get("TMPDIR", "/var/tmp")), in_memory=False)]  # noqa: S108
 
 
-def _transport(source: Source) -> str:
+def transport(source: Source) -> str:
     """``source`` as skopeo and Apptainer call it."""
     if not source.is_file:
         return str(source)
     return f"{source.kind}:{source.path}" + (f":{source.reference}" if source.reference else "")
 
 
-def _need_bytes(source: Source, identity: SourceDigest) -> int:
+def need_bytes(source: Source, identity: SourceDigest) -> int:
     """Room that a conversion may take at its peak: archive (where it is unpacked too), layers, files and SIF."""
     held = identity.layer_bytes or _UNKNOWN_BYTES
     layers = held if identity.raw_layers else held * _COMPRESSION_RATIO

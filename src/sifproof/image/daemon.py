@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 from sifproof import tools
 from sifproof.errors import Fault, SifproofError
-from sifproof.image.process import ToolFailure, capture, run
+from sifproof.image.process import ToolFailure, capture
 
 
 class EngineImage(NamedTuple):
@@ -38,9 +37,7 @@ def inspect(name: str) -> EngineImage:
         found = json.loads(capture("docker", "image", "inspect", name))[0]
     except ToolFailure as failure:
         if "no such image" not in failure.output.lower():
-            raise SifproofError(
-                f"The Docker engine can't show the image {name}", why=failure.last_words
-            ) from failure
+            raise SifproofError(f"The Docker engine can't show the image {name}", why=failure.last_words) from failure
         raise SifproofError(
             f"The image docker-daemon:{name} does not exist",
             why=f"the Docker engine has no such image{_similar(name)}",
@@ -56,9 +53,13 @@ def inspect(name: str) -> EngineImage:
     )
 
 
-def save(name: str, archive: Path, *, log: Path, timeout_s: float, keep: tuple[int, ...] = ()) -> None:
-    """Write the engine's image ``name`` to ``archive``, a Docker archive."""
-    run("docker", ["save", "--output", str(archive), name], log=log, timeout_s=timeout_s, keep=keep)
+def has(name: str) -> bool:
+    """Whether the engine has an image ``name``."""
+    try:
+        capture("docker", "image", "inspect", "--format", "{{.Id}}", name)
+    except ToolFailure:
+        return False
+    return True
 
 
 def require_engine(wanted_for: str) -> str:

@@ -112,10 +112,11 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
     What is remembered counts only while path, inode, size, and times of content and of status are the same.
     """
     status = path.stat()
-    identity = [str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    name = str(path.resolve())
+    identity = [name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     memory = None
     if cache is not None:
-        memory = cache / f"{hashlib.sha256(identity[0].encode()).hexdigest()[:32]}.json"  # type: ignore[union-attr]
+        memory = cache / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
         try:
             known = json.loads(memory.read_text(encoding="utf-8"))
             if known["identity"] == identity:
@@ -131,8 +132,8 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
 
 
 @contextmanager
-def registry_login(source: Source) -> Iterator[list[str]]:
-    """Options that let skopeo and apptainer use the credentials of ``source``: a private file, never an argument."""
+def registry_login(source: Source, option: str = "--authfile") -> Iterator[list[str]]:
+    """Arguments that let skopeo use the credentials of ``source``: the name of a private file, never the words."""
     if not source.username:
         yield []
         return
@@ -143,7 +144,7 @@ def registry_login(source: Source) -> Iterator[list[str]]:
     with tempfile.NamedTemporaryFile("w", prefix="sifproof-login-", suffix=".json") as stream:
         json.dump(login, stream)
         stream.flush()
-        yield ["--authfile", stream.name]
+        yield [option, stream.name]
 
 
 def _registry_digest(source: Source) -> SourceDigest:

@@ -1,32 +1,25 @@
-"""The Docker engine, through the `docker` command: it knows DOCKER_HOST, contexts, TLS and ssh, and speaks whatever
-version of the API the engine speaks (skopeo's own docker-daemon transport is too old for today's engines).
-"""  # noqa: D205
+"""The same image for the Docker engine: what a sandbox under the docker driver runs."""
 
 from __future__ import annotations
 
-import difflib
-import json
+import logging
+import re
 from pathlib import Path
-from typing import NamedTuple
 
 from sifproof import tools
+from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
+from sifproof.image import convert, daemon, process, scratch
+from sifproof.image.digest import digest, registry_error, registry_login
 from sifproof.image.process import ToolFailure, capture
+from sifproof.image.provenance import ConversionSettings
+from sifproof.image.source import Kind, Source
 
-
-class EngineImage(NamedTuple):
-    """An image as the engine knows it."""
-
-    id: str
-    architecture: str
-    size_bytes: int
-    config: dict[str, object]
-    """The engine's ``Config``: the same names as in an OCI image's config."""
-    layers: list[str]
+logger = logging.getLogger(__name__)
 
 
 def engine_version(timeout_s: float = 1.0) -> str | None:
-    """Version of the engine that answers; None where there is no `docker`, or no engine answers in time."""
+    """Version of the Docker engine that answers; None where no `docker` is, or no engine answers in time."""
     if tools.find("docker") is None:
         return None
     try:
@@ -36,72 +29,78 @@ def engine_version(timeout_s: float = 1.0) -> str | None:
     return answer.decode().strip() or None
 
 
-def inspect(name: str) -> EngineImage:
-    """The engine's image ``name``.
+def load_into_engine(source: Source, name: str, *, log: Path, settings: ConversionSettings | None = None) -> str:
+    """Make sure that the Docker engine has the image of ``source``; returns the tag that it has there.
+
+    The tag is ``sifproof/<name>:<digest>``, the digest's first twelve digits: where the engine has it, nothing is done.
+    No other tag of the engine is touched.
+
+    Args:
+        source: of any kind but a SIF.
+        name: of the sandbox.
+        log: file that gets the output of all tools, appended; none to keep it only for the message of a failure.
+        settings: where to work, as in a conversion.
 
     Raises:
-        SifproofError: (configuration) there is no engine, or it has no such image.
+        SifproofError: (configuration) no engine answers, there is no such image, or it is a SIF; (image) the engine
+            does not take it; (infrastructure) a disk is full, a tool is missing, a registry does not answer.
     """
-    require_engine(f"docker-daemon:{name}")
-    try:
-        found = json.loads(capture("docker", "image", "inspect", name))[0]
-    except ToolFailure as failure:
-        if "no such image" not in failure.output.lower():
-            raise SifproofError(
-                f"The Docker engine can't show the image {name}", why=failure.last_words
-            ) from failure
+    if source.kind is Kind.SIF:
         raise SifproofError(
-            f"The image docker-daemon:{name} does not exist",
-            why=f"the Docker engine has no such image{_similar(name)}",
-            todo=f"build or `docker pull {name}`, or name another one",
+            f"The docker driver can't run {source}",
+            why="a SIF holds no image that a Docker engine could load",
+            todo="name the image that the SIF was made from, or choose the driver singularity",
             fault=Fault.CONFIGURATION,
-        ) from failure
-    return EngineImage(
-        id=found["Id"],
-        architecture=found.get("Architecture", ""),
-        size_bytes=found.get("Size", 0),
-        config=found.get("Config") or {},
-        layers=(found.get("RootFS") or {}).get("Layers") or [],
-    )
-
-
-def has(name: str) -> bool:
-    """Whether the engine has an image ``name``."""
+        )
+    daemon.require_engine(str(source))
+    how = ConversionSettings.of(settings)
+    identity = digest(source)
+    tag = f"sifproof/{_component(name)}:{identity.digest.removeprefix('sha256:')[:12]}"
+    if daemon.has(tag):
+        logger.info("The Docker engine has %s as %s", source, tag)
+        return tag
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("Loading %s into the Docker engine as %s", source, tag)
     try:
-        capture("docker", "image", "inspect", "--format", "{{.Id}}", name)
-    except ToolFailure:
-        return False
-    return True
+        if source.kind is Kind.DOCKER_DAEMON:
+            process.run("docker", ["tag", source.location, tag], log=log, timeout_s=how.timeout_s)
+            return tag
+        places = convert.places(how)
+        scratch.sweep(p.path for p in places)
+        place = scratch.choose(places, convert.need_bytes(source, identity))[0]
+        with scratch.directory(place.path) as (work, held), registry_login(source, "--src-authfile") as login:
+            archive = work / "image.tar"
+            process.run(
+                "skopeo",
+                [
+                    "--insecure-policy",
+                    "copy",
+                    *login,
+                    convert.transport(source),
+                    f"docker-archive:{archive}:{tag}",
+                ],
+                log=log,
+                timeout_s=how.timeout_s,
+                environment={"TMPDIR": str(work)},
+                keep=[held],
+            )
+            process.run(
+                "docker",
+                ["load", "--input", str(archive)],
+                log=log,
+                timeout_s=how.timeout_s,
+                keep=[held],
+            )
+    except ToolFailure as failure:
+        if failure.name == "skopeo" and source.kind is Kind.REGISTRY:
+            raise registry_error(source, failure) from failure
+        raise convert.verdict_on(
+            failure, f"The image {source} can't be loaded into the Docker engine", log
+        ) from failure
+    return tag
 
 
-def save(name: str, archive: Path, *, log: Path, timeout_s: float, keep: tuple[int, ...] = ()) -> None:
-    """Write the engine's image ``name`` to ``archive``, a Docker archive."""
-    from sifproof.image.process import run  # noqa: PLC0415
-
-    run("docker", ["save", "--output", str(archive), name], log=log, timeout_s=timeout_s, keep=keep)
-
-
-def require_engine(wanted_for: str) -> str:
-    """The version of the engine.
-
-    Raises:
-        SifproofError: (configuration) none answers.
-    """
-    why = "the command `docker` is missing"
-    if tools.find("docker") is not None:
-        try:
-            return capture("docker", "version", "--format", "{{.Server.Version}}", timeout_s=10).decode().strip()
-        except ToolFailure as failure:
-            why = failure.last_words
-    raise SifproofError(
-        f"No Docker engine answers, and {wanted_for} needs one",
-        why=why,
-        todo="start the engine or set DOCKER_HOST; or name an image of another kind, such as docker-archive:PATH",
-        fault=Fault.CONFIGURATION,
-    )
-
-
-def _similar(name: str) -> str:
-    names = capture("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").decode().split()
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    return f"; similar ones: {', '.join(close)}" if close else ""
+def _component(name: str) -> str:
+    """``name`` as a repository of an image may be called."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "image"

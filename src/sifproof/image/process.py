@@ -11,6 +11,7 @@ import ctypes
 import re
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def run(
     name: str,
     arguments: Sequence[str],
     *,
-    log: Path,
+    log: Path | None,
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
     keep: Sequence[int] = (),
@@ -81,7 +82,7 @@ def run(
     Args:
         name: as :func:`sifproof.tools.require` knows it.
         arguments: what follows the name.
-        log: file that gets the command line and all output.
+        log: file that gets the command line and all output, appended.
         timeout_s: seconds until it is stopped.
         environment: variables beside those of :func:`sifproof.tools.environment`.
         keep: file descriptors, of locks, that it inherits: what they guard stays guarded until it has ended too.
@@ -91,19 +92,19 @@ def run(
         SifproofError: there is no such tool, or it can't be started.
     """
     tool = tools.require(name)
-    with log.open("a+b") as stream:
+    with log.open("a+b") if log else tempfile.TemporaryFile() as stream:
         stream.write(f"$ {name} {' '.join(arguments)}\n".encode())
         stream.flush()
         begin = stream.tell()
         try:
-            process = subprocess.Popen(  # noqa: PLW1509 (one prctl of a library that is loaded already)
+            process = subprocess.Popen(
                 [str(tool.path), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env={**tools.environment(), **(environment or {})},
                 pass_fds=keep,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (one call of a library that is loaded already)
             )
         except OSError as error:
             raise SifproofError(f"{name} can't be started", why=str(error)) from error

@@ -9,39 +9,34 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sifproof.config import Conversion
 from sifproof.image.digest import ImageConfig, SourceDigest, file_digest
 from sifproof.records import write_atomically
 
 
-class ConversionSettings(BaseModel):
-    """How images are converted."""
+class ConversionSettings(Conversion):
+    """How images are converted: what the config says, and what only tests and benchmarks change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    compression: Literal["zstd", "gzip"] = Field(
-        default="zstd", description="of the SIF; gzip for clusters whose kernels or Apptainer lack zstd"
-    )
-    level: int | None = Field(
-        default=None, ge=1, le=22, description="of the compression; by default 3 for zstd, 4 for gzip (1 to 9)"
-    )
     memory: Path | None = Field(
         default=Path("/dev/shm"),  # noqa: S108 (where Linux has its tmpfs; each use makes a private directory)
-        description="tmpfs to work in where it holds the image; none to work on disk always",
-    )
-    scratch: Path | None = Field(
-        default=None, description="directory on disk to work in; by default $TMPDIR or /var/tmp"
+        description="tmpfs to work in where it holds the image and no tmpdir is given; null: never",
     )
     timeout_s: float = Field(default=3600, gt=0, description="seconds that one step may take")
+
+    @classmethod
+    def of(cls, settings: Conversion | None) -> ConversionSettings:
+        """From what the config says; the defaults where it says nothing."""
+        if isinstance(settings, cls):
+            return settings
+        return cls() if settings is None else cls.model_validate(settings.model_dump())
 
     @property
     def mksquashfs_arguments(self) -> str:
         """What mksquashfs is told."""
-        level = self.level or {"zstd": 3, "gzip": 4}[self.compression]
-        return f"-comp {self.compression} -Xcompression-level {level}"
+        return f"-comp {self.compression} -Xcompression-level {self.level}"
 
 
 class Provenance(BaseModel):

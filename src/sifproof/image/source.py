@@ -104,7 +104,9 @@ def verify(source: Source, architecture: str = "") -> None:
     if source.kind is Kind.SIF:
         if not source.path.is_file():
             raise SifproofError(
-                f"{source} is a directory, not a SIF", todo=f"allowed are {ALLOWED}", fault=Fault.CONFIGURATION
+                f"{source} is a directory, not a SIF",
+                todo=f"allowed are {ALLOWED}",
+                fault=Fault.CONFIGURATION,
             )
         found = sif.read_header(source.path).architecture
     elif source.kind is Kind.DOCKER_DAEMON:
