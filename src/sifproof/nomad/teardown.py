@@ -26,6 +26,8 @@ from sifproof.nomad.traces import Process
 from sifproof.records import write_atomically
 
 _LOG_BYTES = 1_000_000
+_MISSED = "-1"
+"""Exit code that Nomad reports when its executor ended before it could say: now and then, on a stop."""
 _BACKOFF_S = (0.002, 0.1)
 
 
@@ -40,7 +42,7 @@ class AllocationEnd(BaseModel):
     port_closed_s: float | None = Field(description="until nothing accepted connections on its port any more")
     client_status: str = Field(description="what Nomad said last: complete, failed, lost, …; running: it did not end")
     terminal_s: float | None = Field(description="until Nomad said that it has ended")
-    exit_code: int | None = Field(description="of its task; 143 for a server that lets SIGTERM end it")
+    exit_code: int | None = Field(description="of its task, 143 for one that SIGTERM ended; None where Nomad missed it")
     killed: bool = Field(description="whether it did not end on SIGTERM and was killed after kill_timeout")
     looked_at: bool = Field(description="whether processes and mounts could be seen from here: it ran on this machine")
     ended_s: float | None = Field(
@@ -130,7 +132,7 @@ def stop_and_verify(
                     port_closed_s=closed[allocation.id],
                     client_status=last.client_status,
                     terminal_s=terminal.get(allocation.id),
-                    exit_code=int(code) if code else None,
+                    exit_code=int(code) if code and code != _MISSED else None,
                     killed=_was_killed(last),
                     looked_at=looked[allocation.id],
                     ended_s=gone[allocation.id] if looked[allocation.id] and pidfds[allocation.id] else None,

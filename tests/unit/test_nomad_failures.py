@@ -1,0 +1,225 @@
+"""What Nomad knows about a failure becomes one sentence with what to do; shapes as Nomad 1.11 answers them."""
+
+import pytest
+
+from sifproof.errors import Fault, SifproofError
+from sifproof.nomad import preflight, submit
+from sifproof.nomad.allocations import Allocation, Event
+
+
+class Recorded:
+    """Answers as a cluster would; ``stderr`` is what the task wrote."""
+
+    def __init__(self, stderr="", nodes=()):
+        self.stderr, self.nodes = stderr, list(nodes)
+
+    def get(self, *path, params=None):
+        assert path == ("nodes",)
+        return self.nodes
+
+    def logs(self, allocation, task, stream, tail):
+        assert (task, stream) == ("server", "stderr")
+        return self.stderr
+
+
+def node(name="n1", status="ready", eligible=True, drain=False, datacenter="dc1", **drivers):
+    return {
+        "ID": f"id-{name}",
+        "Name": name,
+        "Datacenter": datacenter,
+        "Status": status,
+        "SchedulingEligibility": "eligible" if eligible else "ineligible",
+        "Drain": drain,
+        "Drivers": drivers,
+    }
+
+
+HEALTHY = {"Detected": True, "Healthy": True, "HealthDescription": "Healthy"}
+NO_ENGINE = {"Detected": False, "Healthy": False, "HealthDescription": "Failed to connect to docker daemon"}
+
+
+def evaluation(**metric):
+    return [{"ID": "e", "Status": "complete", "BlockedEval": "b", "FailedTGAllocs": {"sandbox": metric}}]
+
+
+@pytest.mark.parametrize(
+    ("metric", "says", "todo"),
+    [
+        (
+            {"DimensionExhausted": {"network: reserved port collision http=8080": 1}},
+            "1 node on which the static port 8080 is reserved by another allocation",
+            "auto",
+        ),
+        ({"DimensionExhausted": {"memory": 2}}, "2 nodes with too little memory left", "less cpu or memory"),
+        (
+            {"ConstraintFiltered": {"missing drivers": 1}},
+            "docker: Failed to connect to docker daemon",
+            "enable the driver",
+        ),
+        (
+            {"ConstraintFiltered": {"${attr.cpu.arch} = arm64": 1}},
+            "do not meet '${attr.cpu.arch} = arm64'",
+            "constraint",
+        ),
+        ({"QuotaExhausted": ["memory exhausted"]}, "quota", "quota"),
+        ({"NodesAvailable": {"dc1": 0}, "NodesEvaluated": 0}, "0 in dc1; n1 in dc1 is ready", "datacenter"),
+        ({"NodesAvailable": None}, "counted: none", "datacenter"),
+    ],
+)
+def test_no_placement_is_told_at_once(metric, says, todo):
+    client = Recorded(nodes=[node(docker=NO_ENGINE, raw_exec=HEALTHY)])
+    with pytest.raises(SifproofError) as caught:
+        submit.check_placed(client, "job", evaluation(**metric))
+    assert says in str(caught.value)
+    assert todo in caught.value.todo
+    assert caught.value.fault is Fault.INFRASTRUCTURE
+
+
+def test_coalesced_failures_are_counted():
+    with pytest.raises(SifproofError, match="3 allocations"):
+        submit.check_placed(Recorded(), "job", evaluation(CoalescedFailures=2, DimensionExhausted={"memory": 1}))
+
+
+def allocation(*events, status="failed", **changes):
+    return Allocation(
+        id="0ba30273-ab51",
+        name="a",
+        job_id="job",
+        node_id="n",
+        node_name="node1",
+        task="server",
+        address="",
+        port=0,
+        ports={},
+        client_status=status,
+        desired_status="run",
+        failed=status == "failed",
+        events=[Event(type=t, time_ns=1, message=m, details=d) for t, m, d in events],
+        created_ns=1,
+        **changes,
+    )
+
+
+def terminated(code, signal=0, oom="false"):
+    return (
+        "Terminated",
+        f"Exit Code: {code}",
+        {"exit_code": str(code), "signal": str(signal), "oom_killed": oom},
+    )
+
+
+NOT_RESTARTING = ("Not Restarting", "Policy allows no restarts", {})
+
+
+@pytest.mark.parametrize(
+    ("events", "stderr", "says", "todo", "fault"),
+    [
+        (
+            [terminated(1)],
+            "Boom\nValueError: x",
+            "exit code 1; its last words were: Boom | ValueError: x",
+            "by hand",
+            Fault.IMAGE,
+        ),
+        ([terminated(0)], "", "it wrote nothing to stderr", "by hand", Fault.IMAGE),
+        ([terminated(0, signal=11)], "", "signal 11", "by hand", Fault.IMAGE),
+        ([terminated(137, oom="true")], "", "memory", "raise memory", Fault.CONFIGURATION),
+        ([terminated(124)], "", "lifetime", "lifetime_s", Fault.CONFIGURATION),
+        (
+            [terminated(1)],
+            "OSError: [Errno 98] Address already in use",
+            "Errno 98",
+            "holds the port",
+            Fault.INFRASTRUCTURE,
+        ),
+        (
+            [terminated(127)],
+            "timeout: failed to run command 'apptainer': No such file or directory",
+            "exit code 127",
+            "PATH",
+            Fault.INFRASTRUCTURE,
+        ),
+        (
+            [terminated(255)],
+            "FATAL:   could not open image /x.sif: failed to retrieve path for /x.sif: lstat /x.sif: no such file or directory",
+            "255",
+            "shared file system",
+            Fault.INFRASTRUCTURE,
+        ),
+        ([terminated(255)], 'FATAL:   "python9": executable file not found in $PATH', "255", "`command`", Fault.IMAGE),
+        (
+            [terminated(255)],
+            "ERROR  : Requesting capability set 0x1ff while permitted capability set is 0x1fe",
+            "255",
+            "userns",
+            Fault.INFRASTRUCTURE,
+        ),
+        (
+            [("Driver Failure", "Failed to create container: Docker privileged mode is disabled", {}), NOT_RESTARTING],
+            "",
+            "could not start",
+            "allow_privileged",
+            Fault.INFRASTRUCTURE,
+        ),
+        ([("Driver Failure", "Failed to pull `x:latest`", {})], "", "Failed to pull", "latest", Fault.INFRASTRUCTURE),
+        (
+            [("Driver Failure", "Bind for 10.0.0.1:80: port is already allocated", {})],
+            "",
+            "80",
+            "end it",
+            Fault.INFRASTRUCTURE,
+        ),
+        ([("Setup Failure", "failed to setup alloc", {})], "", "could not set up", "log", Fault.INFRASTRUCTURE),
+        ([("Failed Artifact Download", "404", {})], "", "could not download", "log", Fault.INFRASTRUCTURE),
+        ([("Failed Validation", "bad", {})], "", "invalid", "log", Fault.INFRASTRUCTURE),
+        ([], "", "no event", "log", Fault.INFRASTRUCTURE),
+    ],
+)
+def test_a_task_that_ended_says_why_and_who_has_to_act(events, stderr, says, todo, fault):
+    error = submit.failure_of(Recorded(stderr), allocation(*events))
+    assert says in str(error)
+    assert todo in error.todo
+    assert error.fault is fault
+    assert "allocation 0ba30273 of job job on node node1" in str(error)
+
+
+@pytest.mark.parametrize("status", ["lost", "unknown"])
+def test_a_lost_node_is_told(status):
+    error = submit.failure_of(Recorded(), allocation(status=status))
+    assert "stopped answering" in str(error)
+    assert error.fault is Fault.INFRASTRUCTURE
+
+
+@pytest.mark.parametrize("status", ["pending", "running"])
+def test_what_runs_is_no_failure(status):
+    assert submit.failure_of(Recorded(), allocation(status=status)) is None
+
+
+def test_only_the_last_lines_are_quoted():
+    error = submit.failure_of(Recorded("\n".join(f"line {n}" for n in range(100))), allocation(terminated(1)))
+    assert "line 99" in str(error)
+    assert "line 50" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "says"),
+    [
+        ([], "nodes in: none"),
+        ([node(datacenter="east", docker=HEALTHY)], "nodes in: east"),
+        ([node(docker=NO_ENGINE)], "node n1 is ready, docker: Failed to connect to docker daemon"),
+        ([node(raw_exec=HEALTHY)], "docker: not enabled"),
+        ([node(eligible=False, docker=HEALTHY)], "node n1 is not eligible"),
+        ([node(drain=True, docker=HEALTHY)], "node n1 is draining"),
+        ([node(status="down", docker=HEALTHY)], "node n1 is down"),
+    ],
+)
+def test_a_driver_that_no_node_has_is_told_with_each_node(nodes, says):
+    with pytest.raises(SifproofError) as caught:
+        preflight.check_driver_available(Recorded(nodes=nodes), "docker", "dc1")
+    assert says in str(caught.value)
+
+
+def test_one_able_node_will_do():
+    nodes = [node("a", status="down", docker=HEALTHY), node("b", docker=NO_ENGINE), node("c", docker=HEALTHY)]
+    (able,) = preflight.check_driver_available(Recorded(nodes=nodes), "docker", "dc1")
+    assert able.name == "c"
