@@ -1,64 +1,55 @@
-"""From an image to running allocations: what stages hand on about images, the job, its submission."""
+"""From an image to running allocations: the job of a sandbox, and its submission."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from sifproof import config, stages
 from sifproof.cluster import Cluster, Endpoints
-from sifproof.image.digest import SourceDigest
 from sifproof.image.provenance import Provenance
+from sifproof.image.records import LoadedImage
 from sifproof.nomad import job
 from sifproof.nomad import submit as submission
-from sifproof.nomad.ports import pick_static_port
+from sifproof.nomad.static_port import pick_static_port
 from sifproof.nomad.userns import needs_userns
-from sifproof.records import PlannedSandbox
-
-Path_ = str | os.PathLike[str]
-
-
-class SourceImage(BaseModel):
-    """The image of a sandbox as it was found: ``sources/<sandbox>.json``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    source: str = Field(description="the image, as the config names it or as the reference image was built")
-    digest: SourceDigest
+from sifproof.records import PlannedSandbox, write_atomically
+from sifproof.run import Run
 
 
-class LoadedImage(BaseModel):
-    """The image of a docker sandbox in the engine: ``images/<sandbox>.json``."""
+def render_job(
+    run: Run, planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, image: str, output: Path
+) -> None:
+    """Write the Nomad job of a sandbox to ``output``; ``image`` is the file that conversion or loading wrote.
 
-    model_config = ConfigDict(extra="forbid")
-
-    source: str = Field(description="where it was loaded from")
-    digest: str = Field(description="sha256:… of its config")
-    name: str = Field(description="name and tag in the engine")
-
-
-def sandbox_job(
-    run: str, planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, image: Path_
-) -> dict[str, Any]:
-    """The Nomad job of a sandbox; ``image`` is the file that conversion or loading wrote."""
+    Raises :class:`~sifproof.errors.SifproofError` where no static port is free or a word of the config can't be used.
+    """
     sandbox = settings.selected()[planned.name]
-    port: int | None = None if sandbox.port == "auto" else sandbox.port
-    sif = None
-    userns = False
-    if sandbox.driver == "singularity":
-        sif = str(Path(stages.read(image, Provenance).sif).resolve())
-        # Asked of this machine alone: on a cluster the nodes are not at hand.
-        userns = cluster.local and needs_userns() if sandbox.userns == "auto" else sandbox.userns
-        if port is None:
-            with cluster.connect(settings.nomad) as client:
-                port = pick_static_port(client, sandbox.datacenter)
-        name = sif
-    else:
+    if sandbox.driver == "docker":
         name = stages.read(image, LoadedImage).name
+        port = None if sandbox.port == "auto" else sandbox.port
+        write_atomically(output, job.render(_job(run, planned, settings, cluster, name=name, port=port)))
+        return
+    sif = str(Path(stages.read(image, Provenance).sif).resolve())
+    # Two jobs of a run that are rendered at once must not pick the same port.
+    with _alone(output.parent):
+        port = sandbox.port if isinstance(sandbox.port, int) else _free_port(settings, cluster, sandbox, output.parent)
+        write_atomically(output, job.render(_job(run, planned, settings, cluster, name=sif, port=port)))
+
+
+def _job(
+    run: Run, planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, *, name: str, port: int | None
+) -> dict[str, Any]:
+    sandbox = settings.selected()[planned.name]
+    singularity = sandbox.driver == "singularity"
+    # Asked of this machine alone: on a cluster the nodes are not at hand.
+    userns = cluster.local and needs_userns() if sandbox.userns == "auto" else sandbox.userns
     return job.create_sandbox_job(
         planned.job_id,
         name,
@@ -70,33 +61,54 @@ def sandbox_job(
         port,
         sandbox.datacenter,
         sandbox.driver,
-        sif,
+        name if singularity else None,
         command=sandbox.command,
         workdir=sandbox.workdir,
         binds=sandbox.binds,
         environment=sandbox.environment,
-        userns=userns,
+        userns=singularity and userns,
         lifetime_s=settings.nomad.lifetime_s,
-        meta={job.META_RUN: run, job.META_SANDBOX: planned.name},
-        namespace=settings.nomad.namespace or os.environ.get("NOMAD_NAMESPACE") if not cluster.local else None,
-        region=settings.nomad.region or os.environ.get("NOMAD_REGION") if not cluster.local else None,
+        namespace=None if cluster.local else settings.nomad.namespace or os.environ.get("NOMAD_NAMESPACE"),
+        region=None if cluster.local else settings.nomad.region or os.environ.get("NOMAD_REGION"),
+        run=run.id,
+        sandbox=planned.name,
     )
 
 
-def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, job_file: Path_) -> Endpoints:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _free_port(settings: config.Settings, cluster: Cluster, sandbox: config.Sandbox, jobs: Path) -> int:
+    configured = {s.port for s in settings.selected().values() if isinstance(s.port, int)}
+    rendered = {
+        port["Value"]
+        for path in jobs.glob("*.json")
+        for group in json.loads(path.read_text(encoding="utf-8")).get("Job", {}).get("TaskGroups", [])
+        for network in group["Networks"]
+        for port in network.get("ReservedPorts", [])
+    }
+    with cluster.connect(settings.nomad) as client:
+        return pick_static_port(client, sandbox.datacenter, configured | rendered)
+
+
+def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, job_file: str) -> Endpoints:
     """Submit the rendered job; its allocations once all run.
 
-    Raises :class:`SifproofError` as soon as Nomad knows that it won't come to that; the job is left for teardown.
+    Raises :class:`~sifproof.errors.SifproofError` as soon as Nomad knows that it won't come to that. What was placed
+    stays for teardown to collect and to stop.
     """
     content = stages.read_document(job_file)
-    begin = time.time()
     with cluster.connect(settings.nomad) as client:
+        begin = time.monotonic()
         submission.submit(client, content)
-        submitted = time.time()
+        submitted = time.monotonic()
         found = submission.wait_for_allocations(client, planned.job_id, planned.count, settings.nomad.placed_within_s)
-    running = time.time()
+        running = time.monotonic()
+    seconds = {"submit": submitted - begin, "place and start": running - submitted}
     return Endpoints(
-        job_id=planned.job_id,
-        allocations=found,
-        seconds={"submit": round(submitted - begin, 3), "place and start": round(running - submitted, 3)},
+        job_id=planned.job_id, allocations=found, seconds={name: round(value, 3) for name, value in seconds.items()}
     )

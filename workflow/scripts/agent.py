@@ -1,10 +1,6 @@
 """Connect to the cluster, or start a local agent that ends with the run."""
 
-from __future__ import annotations
-
 import os
-
-from snakemake.script import snakemake
 
 from sifproof import stages
 from sifproof.cluster import Cluster
@@ -18,7 +14,7 @@ with stages.stage("agent", snakemake):
     plan = stages.read(snakemake.input.plan, Plan)
     address = plan.nomad_address
     if plan.nomad_local:
-        agent = local.start(run.id, watch_pid=int(os.environ[PID_VARIABLE]), log=run.folder / "nomad-agent.log")
+        agent = local.start(run.id, local.DIRECTORY, int(os.environ[PID_VARIABLE]), log=run.folder / "nomad-agent.log")
         address = agent.address
     cluster = Cluster(address=address, version=plan.nomad_version, local=plan.nomad_local)
     stages.write(snakemake.output.nomad, cluster)

@@ -1,20 +1,17 @@
 """Convert the image of a sandbox to a SIF, or find it converted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
-from snakemake.script import snakemake
-
-from sifproof import config, deploy, pipeline, stages
+from sifproof import config, pipeline, stages
 from sifproof.image import convert, source
+from sifproof.image.records import SourceImage
 from sifproof.run import Run
 
 run, sandbox = Run(snakemake.params.run), snakemake.wildcards.sandbox
 
 with stages.stage("image", snakemake, sandbox=sandbox):
     settings = config.load(snakemake.config)
-    image = stages.read(snakemake.input.source, deploy.SourceImage)
+    image = stages.read(snakemake.input.source, SourceImage)
     made = convert.convert(
         source.parse(image.source), pipeline.sif_store(run), settings.conversion, log=Path(snakemake.log[0])
     )

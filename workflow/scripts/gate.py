@@ -1,11 +1,7 @@
 """Let the run pass or not: the only rule whose failure is the run's verdict."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-
-from snakemake.script import snakemake
 
 from sifproof import stages
 from sifproof.report.terminal import print_closing

@@ -1,22 +1,21 @@
 """Render the Nomad job of a sandbox to a file that a person can read and submit by hand."""
 
-from __future__ import annotations
-
 from pathlib import Path
-
-from snakemake.script import snakemake
 
 from sifproof import config, deploy, stages
 from sifproof.cluster import Cluster
-from sifproof.nomad import job
-from sifproof.records import Plan, write_atomically
+from sifproof.records import Plan
+from sifproof.run import Run
 
 sandbox = snakemake.wildcards.sandbox
 
 with stages.stage("job", snakemake, sandbox=sandbox):
-    settings = config.load(snakemake.config)
-    planned = stages.read(snakemake.input.plan, Plan).sandbox(sandbox)
-    cluster = stages.read(snakemake.input.nomad, Cluster)
-    rendered = deploy.sandbox_job(snakemake.params.run, planned, settings, cluster, snakemake.input.image)
-    write_atomically(Path(snakemake.output.job), job.render(rendered))
+    deploy.render_job(
+        Run(snakemake.params.run),
+        stages.read(snakemake.input.plan, Plan).sandbox(sandbox),
+        config.load(snakemake.config),
+        stages.read(snakemake.input.nomad, Cluster),
+        snakemake.input.image,
+        Path(snakemake.output.job),
+    )
     print(f"submit it by hand: nomad job run -json {snakemake.output.job}")

@@ -1,16 +1,21 @@
 """Give the image of a sandbox to the Docker engine, or find it there."""
 
-from __future__ import annotations
+import time
+from pathlib import Path
 
-from snakemake.script import snakemake
-
-from sifproof import deploy, stages
+from sifproof import config, stages
 from sifproof.image import engine, source
+from sifproof.image.records import LoadedImage, SourceImage
 
 sandbox = snakemake.wildcards.sandbox
 
 with stages.stage("image", snakemake, sandbox=sandbox):
-    image = stages.read(snakemake.input.source, deploy.SourceImage)
-    name = engine.load_into_engine(source.parse(image.source), sandbox)
-    stages.write(snakemake.output.image, deploy.LoadedImage(source=image.source, digest=image.digest.digest, name=name))
+    settings = config.load(snakemake.config).conversion
+    image = stages.read(snakemake.input.source, SourceImage)
+    begin = time.monotonic()
+    name = engine.load_into_engine(source.parse(image.source), sandbox, log=Path(snakemake.log[0]), settings=settings)
+    seconds = {"load": round(time.monotonic() - begin, 3)}
+    stages.write(
+        snakemake.output.image, LoadedImage(source=image.source, digest=image.digest.digest, name=name, seconds=seconds)
+    )
     print(name)

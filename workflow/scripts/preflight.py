@@ -1,9 +1,5 @@
 """Look at what the config asks for, before anything is built or submitted; write down what the run sets out to do."""
 
-from __future__ import annotations
-
-from snakemake.script import snakemake
-
 from sifproof import config, preflight, stages
 from sifproof.report import write
 from sifproof.run import Run

@@ -1,9 +1,5 @@
 """Build the reference image from sandbox/, or find it built."""
 
-from __future__ import annotations
-
-from snakemake.script import snakemake
-
 from sifproof import config, stages
 from sifproof.image import reference
 from sifproof.run import Run

@@ -1,9 +1,5 @@
 """Make every report of the run from what it recorded."""
 
-from __future__ import annotations
-
-from snakemake.script import snakemake
-
 from sifproof import stages
 from sifproof.checks import registry
 from sifproof.report import write

@@ -1,9 +1,5 @@
 """Submit the job of a sandbox and wait until Nomad runs its allocations, or says why not."""
 
-from __future__ import annotations
-
-from snakemake.script import snakemake
-
 from sifproof import config, deploy, stages
 from sifproof.cluster import Cluster
 from sifproof.records import Plan

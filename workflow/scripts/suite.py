@@ -1,11 +1,7 @@
 """Run one suite on every allocation of a sandbox; record a verdict for each check."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-
-from snakemake.script import snakemake
 
 from sifproof import config, stages
 from sifproof.checks import suite

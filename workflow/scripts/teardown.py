@@ -1,11 +1,7 @@
 """Stop and purge the job of a sandbox, whatever the suites found; record what is left of it."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-
-from snakemake.script import snakemake
 
 from sifproof import config, stages
 from sifproof.checks import suite

@@ -1,0 +1,27 @@
+"""What the stages of a run hand on about images, beside :class:`~sifproof.image.provenance.Provenance`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sifproof.image.digest import SourceDigest
+
+
+class SourceImage(BaseModel):
+    """The image of a sandbox as it was found: ``sources/<sandbox>.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str = Field(description="the image, as the config names it or as the reference image was built")
+    digest: SourceDigest
+
+
+class LoadedImage(BaseModel):
+    """The image of a docker sandbox in the engine: ``images/<sandbox>.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str = Field(description="where it was loaded from")
+    digest: str = Field(description="sha256:… of its config")
+    name: str = Field(description="name and tag in the engine")
+    seconds: dict[str, float] = Field(description="seconds per step")
