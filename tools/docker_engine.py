@@ -72,7 +72,7 @@ def _answering() -> str:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
-    process = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)
+    process = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)  # noqa: PLW1509 (no threads)
 
     def pass_on(number: int, _frame: object) -> None:
         # Ctrl-C on a terminal reaches the command without our help, and twice would mean something else to it.
@@ -87,7 +87,7 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
 
 def _on_terminal() -> bool:
     try:
-        with open("/dev/tty") as terminal:
+        with Path("/dev/tty").open() as terminal:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
     except OSError:
         return False
@@ -127,8 +127,8 @@ def _private_engine() -> Iterator[str]:
     os.close(tell)
     os.close(alive)
     try:
-        with open(told, "rb", buffering=0) as news:
-            answer = news.read(4096)
+        answer = os.read(told, 4096)
+        os.close(told)
         if not answer.startswith(_READY):
             raise SifproofError(answer.decode() or "the Docker engine's keeper ended without a word")
         yield answer.removeprefix(_READY).decode()
@@ -192,12 +192,24 @@ class _Keeper:
             *("--userland-proxy-path", f"{programs}/sbin/docker-proxy", "--init-path", f"{programs}/bin/tini-static"),
             *("--cgroup-parent", f"/{self._name}", "--shutdown-timeout", "3"),
         ]
-        # A mount namespace of its own: what the engine mounts goes with it. Mounts of the machine still come through, as
-        # Nomad's into a task's folder must. containerd has one fixed folder, which another engine here may be using.
+        # A mount namespace of its own: what the engine mounts goes with it. Mounts of the machine still come
+        # through, as Nomad's into a task's folder must. containerd has one fixed folder, which another engine
+        # may be using.
         script = 'mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd && exec "$@"'
         with (folder / "log").open("wb") as log:
             return subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", f"{programs}/sbin/dockerd", *options],
+                [
+                    "unshare",
+                    "--mount",
+                    "--propagation",
+                    "slave",
+                    "sh",
+                    "-c",
+                    script,
+                    "sh",
+                    f"{programs}/sbin/dockerd",
+                    *options,
+                ],
                 env=os.environ
                 | {
                     "PATH": f"{programs}/sbin:{programs}/bin:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin",
@@ -206,7 +218,7 @@ class _Keeper:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (no threads)
             )
 
     def _await_ready(self, engine: subprocess.Popen[bytes], notices: socket.socket) -> None:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes everything that runs and tests need, under ``.tools/`` and ``.venv/``: ``make setup`` calls it.
 
-It needs Python 3.11 and, for the tools that the machine lacks, apt and the network. Calling it again costs nothing; after
-an interruption it goes on where it was. ``--docker`` adds a Docker engine for runs and tests with a private one,
+It needs Python 3.11 and, for the tools that the machine lacks, apt and the network. Calling it again costs nothing;
+after an interruption it goes on where it was. ``--docker`` adds a Docker engine for runs and tests with a private one,
 ``--brief`` says nothing when there is nothing to do.
 """
 
@@ -13,24 +13,28 @@ import signal
 import sys
 from pathlib import Path
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 (who calls this with an older one is helped here)
     for minor in range(20, 10, -1):
-        newer = shutil.which("python3.%d" % minor)
-        if newer:
-            os.execv(newer, [newer] + sys.argv)
-    sys.exit("sifproof needs Python 3.11 or later; this is %s at %s." % (sys.version.split()[0], sys.executable))
+        if newer := shutil.which(f"python3.{minor}"):
+            os.execv(newer, [newer, *sys.argv])  # noqa: S606
+    sys.exit(f"sifproof needs Python 3.11 or later; this is {sys.version.split()[0]} at {sys.executable}.")
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from sifproof import tools  # noqa: E402
-from sifproof.errors import SifproofError  # noqa: E402
 from steps import debian, nomad, places, preconditions, python  # noqa: E402
 from steps.progress import paint, say, started  # noqa: E402
 
+from sifproof import tools  # noqa: E402
+from sifproof.errors import SifproofError  # noqa: E402
+
 # Without these `snakemake` can't run the default config; what else is missing is told, and the rest goes on.
 _ESSENTIAL = ("nomad", "apptainer", "mksquashfs", "skopeo", "mmdebstrap")
-_FROM_BUNDLE = {"apptainer": ("apptainer", "mksquashfs"), "images": ("skopeo", "buildah"), "mmdebstrap": ("mmdebstrap",)}
+_FROM_BUNDLE = {
+    "apptainer": ("apptainer", "mksquashfs"),
+    "images": ("skopeo", "buildah"),
+    "mmdebstrap": ("mmdebstrap",),
+}
 _BUILD_GB, _UNPACK_GB = 6.0, 1.0
 
 
@@ -39,12 +43,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Prepare this checkout for runs and tests.")
     parser.add_argument("--docker", action="store_true", help="also the Docker engine that tests and DOCKER=yes use")
     parser.add_argument("--brief", action="store_true", help="say nothing when there is nothing to do")
-    parser.add_argument("--renew-lock", action="store_true", help="write tools/debian.lock anew and do nothing else")
+    parser.add_argument("--python-only", action="store_true", help="only .venv, which is all that lint needs")
+    parser.add_argument("--renew-lock", action="store_true", help="write the locks under tools/ anew")
     options = parser.parse_args()
     os.environ["SIFPROOF_TOOLS"] = str(places.TOOLS)
     with places.alone():
         if options.renew_lock:
+            python.renew_locks()
             debian.renew_lock()
+            return 0
+        if options.python_only:
+            python.make()
             return 0
         faults = _make_all(docker=options.docker)
     lacking = list(preconditions.lacking(docker=options.docker))

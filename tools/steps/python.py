@@ -37,13 +37,22 @@ def make() -> None:
     stamp = places.digest(Path(__file__), interpreter, *locks)
     if places.made_of(VENV) != stamp:
         _refuse_to_replace_what_is_not_ours()
-        with Step("python", f"Python packages for .venv, from PyPI by {' and '.join(f.name for f in locks)}",
-                  places.LOGS) as step:
+        with Step(
+            "python", f"Python packages for .venv, from PyPI by {' and '.join(f.name for f in locks)}", places.LOGS
+        ) as step:
             _make_empty(step)
             pip(step, "install", "--require-hashes", "--only-binary=:all:", "-r", locks[0])
             # One dependency of Snakemake has no wheel: it is built with the setuptools just installed, nothing else.
-            pip(step, "install", "--require-hashes", "--only-binary=:all:", "--no-binary=connection-pool",
-                "--no-build-isolation", "-r", locks[1])
+            pip(
+                step,
+                "install",
+                "--require-hashes",
+                "--only-binary=:all:",
+                "--no-binary=connection-pool",
+                "--no-build-isolation",
+                "-r",
+                locks[1],
+            )
             places.mark(VENV, stamp)
     _install_project()
 
@@ -56,6 +65,26 @@ def _install_project() -> None:
     with Step("sifproof", "sifproof itself into .venv, editable", places.LOGS) as step:
         pip(step, "install", "--no-deps", "--no-build-isolation", "--no-index", "--editable", places.CHECKOUT)
         stamp_file.write_text(stamp)
+
+
+def renew_locks() -> None:
+    """Write ``tools/python/*.lock`` anew, for all Pythons that sifproof works with, from the newest versions."""
+    make()
+    with Step("locks", "asking PyPI for the newest versions", places.LOGS) as step:
+        pip(step, "install", "uv")
+        for lock, source in {
+            "requirements": [places.CHECKOUT / "pyproject.toml", "--extra", "dev"],
+            "bootstrap": [_LOCKS / "bootstrap.in"],
+            "go": [_LOCKS / "go.in"],
+        }.items():
+            step.run(
+                [
+                    *(VENV / "bin" / "uv", "pip", "compile", "--universal", "--upgrade", "--generate-hashes"),
+                    *("--python-version", "3.11", "--no-header", "--no-annotate", "--no-emit-index-url"),
+                    *("--output-file", _LOCKS / f"{lock}.lock", *source),
+                ]
+            )
+        pip(step, "uninstall", "--yes", "uv")
 
 
 def pip(step: Step, *words: str | Path) -> None:
