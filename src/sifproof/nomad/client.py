@@ -153,6 +153,8 @@ class Client:
         """
         validate_id(allocation, "allocation id")
         with self._in_words(f"file {path} of allocation {allocation}"):
+            # For a missing file Nomad 1.11.2 answers 200 to `cat`, with the error as its text; to `stat` 404.
+            self._files.stat.request(allocation, params=self._file_params(path=path), method="get")
             answer = self._files.cat.request(allocation, params=self._file_params(path=path), method="get")
         return bytes(answer.content)
 
