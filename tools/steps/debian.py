@@ -372,8 +372,8 @@ def _finish_images(fresh: Path, final: Path) -> None:
 
 
 def _finish_mmdebstrap(fresh: Path, final: Path) -> None:
-    # Perl has its module folders compiled in. They are given on its command line, not in PERL5LIB, which the Perl of the
-    # system being made would inherit.
+    # Perl has its module folders compiled in. They are given on its command line, not in PERL5LIB, which the Perl of
+    # the system being made would inherit.
     folders = [
         p
         for pattern in ("usr/lib/*/perl-base", "usr/share/perl/*.*", "usr/lib/*/perl/*.*")
