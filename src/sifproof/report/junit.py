@@ -25,7 +25,7 @@ class _Case(TestCase):
     file = Attr()
 
 
-def render(checks: pd.DataFrame, decision: Decision, started: str = "") -> str:
+def render(checks: pd.DataFrame, decision: Decision, run: str, started: str = "") -> str:
     """The JUnit XML of a run: one suite per sandbox and suite of ``checks``, and one for the gate's own reasons.
 
     ``checks`` is a :func:`~sifproof.report.tables.checks_table`; ``started`` is UTC, ISO 8601.
@@ -45,7 +45,7 @@ def render(checks: pd.DataFrame, decision: Decision, started: str = "") -> str:
     others = [reason for reason in decision.reasons if not reason.check]
     if others:
         suites.append(_suite("gate", [_reason_case(number, r) for number, r in enumerate(others, 1)], started))
-    report: Any = JUnitXml("sifproof")
+    report: Any = JUnitXml(xml_text(f"sifproof {run}"))
     for made in suites:
         report.append(made)
     report.update_statistics()
@@ -83,7 +83,7 @@ def _case(suite: str, row: Any, several: bool, counted: bool, blamed: Fault | No
 
 
 def _result(kind: type[FinalResult], row: Any) -> FinalResult:
-    result = kind(one_line(xml_text(row.message or row.verdict), 300), row.verdict)
+    result = kind(one_line(xml_text(row.message), 300) or row.verdict, row.verdict)
     lines = [row.message] if row.message else []
     if not pd.isna(row.value):
         limit = "" if pd.isna(row.limit) else f", limit: {row.limit:g} {row.unit}"

@@ -11,11 +11,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from sifproof.records import PlannedSandbox
@@ -95,11 +96,8 @@ class Bar:
 
 def render(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame, describe: Describe | None = None) -> str:
     """The page of a run; ``checks`` is its :func:`~sifproof.report.tables.checks_table`."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(size=size, seconds=seconds, moment=moment, anchor=anchor, printable=_message, code=code)
-    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     measured = [sandbox for sandbox in recorded.plan.sandboxes if not sandbox.left_out]
-    return template.render(
+    return _template().render(
         verdict=verdict,
         lead=_lead(verdict.sentence),
         title=one_line(f"{verdict.verdict} · {verdict.run} · sifproof"),
@@ -118,6 +116,20 @@ def render(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame, descr
         ],
         left_out=len(recorded.plan.sandboxes) - len(measured),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
+    )
+    environment.filters.update(size=size, seconds=seconds, moment=moment, anchor=anchor, printable=_message, code=code)
+    return environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
+
+
+def _finalize(value: object) -> object:
+    """Every text of the page passes through here, before it is escaped."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def size(value: int | None) -> str:
@@ -150,6 +162,7 @@ def moment(text: str) -> str:
 
 def code(text: str) -> Markup:
     """``text`` with what stands between backticks as code, the rest escaped."""
+    text = printable(text)
     parts = text.split("`")
     if len(parts) % 2 == 0:
         return escape(text)
@@ -256,41 +269,48 @@ def _matrix(
     shown = checks[checks["sandbox"].isin(sandboxes)]
     for suite, of_suite in shown.groupby("suite", sort=False):
         said: set[tuple[str, str]] = set()
-        of_suite_rows = []
-        for check, of_check in of_suite.groupby("check", sort=False):
-            of_suite_rows.append(
+        by_check: dict[str, list[Any]] = {}
+        for outcome in rows(of_suite):
+            by_check.setdefault(outcome.check, []).append(outcome)
+        yield (
+            str(suite),
+            [
                 Row(
-                    check=str(check),
+                    check=check,
                     anchor=anchor(f"check-{check}"),
-                    description=describe(str(check)) if describe else None,
-                    cells=[_cell(of_check[of_check["sandbox"] == sandbox]) for sandbox in sandboxes],
-                    notes=list(_notes(of_check, said)),
+                    description=describe(check) if describe else None,
+                    cells=[_cell([item for item in outcomes if item.sandbox == sandbox]) for sandbox in sandboxes],
+                    notes=list(_notes(outcomes, said)),
                 )
-            )
-        yield str(suite), of_suite_rows
+                for check, outcomes in by_check.items()
+            ],
+        )
 
 
-def _cell(outcomes: pd.DataFrame) -> Cell:
-    if outcomes.empty:
+def _cell(outcomes: Sequence[Any]) -> Cell:
+    if not outcomes:
         return Cell()
-    word = next(word for word in _WORST_FIRST if word in set(outcomes["verdict"]))
-    alike = outcomes[outcomes["verdict"] == word]
+    word = min((item.verdict for item in outcomes), key=_WORST_FIRST.index)
+    alike = [item for item in outcomes if item.verdict == word]
+    valued = [item for item in alike if not pd.isna(item.value)]
     measured = ""
-    for row in rows(alike.nlargest(1, "value").dropna(subset=["value"])):
-        measured = f"{row.value:.4g} {row.unit}" + ("" if pd.isna(row.limit) else f" of {row.limit:.4g}")
+    if valued:
+        worst = max(valued, key=lambda item: item.value)
+        limit = "" if pd.isna(worst.limit) else f" of {worst.limit:.4g}"
+        measured = f"{worst.value:.4g} {worst.unit}{limit}"
     return Cell(
         word=word,
         share=f"{len(alike)}/{len(outcomes)}" if len(alike) < len(outcomes) else "",
         measured=measured,
-        required=bool(outcomes["required"].any()),
+        required=any(item.required for item in outcomes),
     )
 
 
-def _notes(outcomes: pd.DataFrame, said: set[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+def _notes(outcomes: Sequence[Any], said: set[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
     places: dict[tuple[str, str], list[str]] = {}
-    for row in rows(outcomes):
-        if row.verdict != "pass" and row.message:
-            places.setdefault((row.verdict, row.message), []).append(_place(row.sandbox, row.allocation))
+    for item in outcomes:
+        if item.verdict != "pass" and item.message:
+            places.setdefault((item.verdict, item.message), []).append(_place(item.sandbox, item.allocation))
     for (word, message), where in places.items():
         # One cause leaves a whole suite unmeasured: say it once.
         key = (message, ", ".join(where))

@@ -54,14 +54,14 @@ class SummaryRow(BaseModel):
 
 
 def checks_table(plan: Plan, verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row per verdict in the order of the plan, and one per sandbox left out; columns as in :class:`Verdict`."""
+    """A row per verdict of this run in the plan's order, and one per sandbox left out; fields of :class:`Verdict`."""
     order = {sandbox.name: (number, sandbox.suites) for number, sandbox in enumerate(plan.sandboxes)}
 
     def place(row: Verdict) -> tuple[int, int]:
         number, suites = order.get(row.sandbox, (len(order), []))
         return number, suites.index(row.suite) if row.suite in suites else len(suites)
 
-    shown = sorted(verdicts, key=place)
+    shown = sorted((row for row in verdicts if row.run == plan.run), key=place)
     measured = {row.sandbox for row in shown}
     for sandbox in plan.sandboxes:
         if sandbox.left_out and sandbox.name not in measured:

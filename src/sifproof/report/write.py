@@ -32,9 +32,7 @@ def write_reports(run_dir: Path, results: Path, describe: Describe | None = None
     """
     recorded = read_run(run_dir)
     decision = decide(recorded.plan, recorded.verdicts, recorded.faults, recorded.problems, describe)
-    texts = render(recorded, decision, describe)
-    _keep(texts, run_dir)
-    _publish(texts, results)
+    put_in_place(render(recorded, decision, describe), run_dir, results)
     return decision
 
 
@@ -51,9 +49,15 @@ def render(recorded: Recorded, decision: Decision, describe: Describe | None = N
         "report.html": page.render(recorded, file, checks, describe),
         "checks.tsv": tables.to_tsv(checks[tables.CHECK_COLUMNS]),
         "summary.tsv": tables.to_tsv(tables.summary_table(recorded, decision)),
-        "junit.xml": junit.render(checks, decision, recorded.plan.started),
+        "junit.xml": junit.render(checks, decision, recorded.plan.run, recorded.plan.started),
     }
     return {name: _clean(text) for name, text in texts.items()}
+
+
+def put_in_place(texts: Mapping[str, str], run_dir: Path, results: Path) -> None:
+    """Write a rendered set to the run's folder, then to ``results``."""
+    _keep(texts, run_dir)
+    _publish(texts, results)
 
 
 def retire_reports(results: Path) -> None:
@@ -77,7 +81,7 @@ def retire_reports(results: Path) -> None:
 def _keep(texts: Mapping[str, str], run_dir: Path) -> None:
     """Put the set into the run's folder by one rename."""
     kept = run_dir / FOLDER
-    for leftover in run_dir.glob(f".{FOLDER}.*"):
+    for leftover in run_dir.glob(f".{FOLDER}.*"):  # of a process that was killed
         shutil.rmtree(leftover)
     fresh = run_dir / f".{FOLDER}.{os.getpid()}.new"
     for name, text in texts.items():
@@ -91,6 +95,9 @@ def _keep(texts: Mapping[str, str], run_dir: Path) -> None:
 
 def _publish(texts: Mapping[str, str], results: Path) -> None:
     """Put the set into ``results``: none of an older one is left when the first of this one appears."""
+    results.mkdir(parents=True, exist_ok=True)
+    for leftover in results.glob(".*.new*"):  # of a process that was killed
+        leftover.unlink()
     staged = {}
     try:
         for name, text in texts.items():
@@ -100,6 +107,7 @@ def _publish(texts: Mapping[str, str], results: Path) -> None:
         for name in reversed(REPORTS):
             staged[name].replace(results / name)
     except BaseException:
+        # Between two renames: a part of a set is worth less than none, and the run's folder has the whole.
         if not (results / VERDICT).exists():
             for name in REPORTS:
                 (results / name).unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""The lines a run ends with."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from report_samples import NASTY, plan, planned, verdict, verdicts
+from rich.console import Console
+
+from sifproof.report.decision import Decision, decide
+from sifproof.report.terminal import closing_lines, print_closing
+
+REPORT = Path("results/report.html")
+
+
+def printed(decision: Decision, *, terminal: bool, most: int = 10) -> str:
+    stream = io.StringIO()
+    console = Console(
+        file=stream, force_terminal=terminal, width=60, highlight=False, color_system="standard" if terminal else None
+    )
+    print_closing(decision, REPORT, most, console)
+    return stream.getvalue()
+
+
+def test_accepted_is_one_line_with_the_path_of_the_report() -> None:
+    decision = decide(plan(), verdicts())
+    assert printed(decision, terminal=False) == (
+        "Accepted: 18 required checks passed on singularity and docker. Report: results/report.html\n"
+    )
+
+
+def test_failing_checks_have_a_line_each() -> None:
+    rows = verdicts("singularity", bash_output={"verdict": "fail", "message": "no\noutput"})
+    lines = printed(decide(plan(planned()), rows), terminal=False).splitlines()
+    assert lines[0].startswith("Rejected: ")
+    assert lines[0].endswith("Report: results/report.html")
+    assert lines[1].split() == ["image", "singularity", "1a2b3c4d:", "bash.output", "failed:", "no", "output"]
+    assert len(lines) == 2
+
+
+def test_no_more_lines_than_asked_for() -> None:
+    rows = [verdict(f"bash.c{n}", verdict="fail") for n in range(30)]
+    decision = decide(plan(planned()), rows)
+    lines = closing_lines(decision, REPORT, most=5)
+    assert len(lines) == 7
+    assert lines[-1] == f"… and {len(decision.reasons) - 5} more in the report"
+
+
+def test_colours_on_a_terminal_only() -> None:
+    decision = decide(plan(), verdicts())
+    assert "\x1b[" in printed(decision, terminal=True)
+    assert "\x1b[" not in printed(decision, terminal=False)
+
+
+def test_hostile_text_reaches_no_terminal() -> None:
+    rows = [verdict(f"bash.c{n}", verdict="fail", message=text) for n, text in enumerate(NASTY)]
+    text = printed(decide(plan(planned()), rows), terminal=False, most=100)
+    lines = text.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert "[bold]rich[/bold] markup" in text
+    assert len([line for line in lines if "bash.c" in line]) == len(NASTY) + 1
