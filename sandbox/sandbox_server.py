@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     alloc_dir = os.environ.get("NOMAD_ALLOC_DIR")
     parser = argparse.ArgumentParser(description="A server of agent sandboxes over HTTP.", allow_abbrev=False)
     parser.add_argument("--port", type=_whole_number(0, 65535), default=8080, help="TCP port; 0 takes a free one")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (%(default)s)")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (%(default)s)")  # noqa: S104
     parser.add_argument("--slots", type=_whole_number(1, MAX_SLOTS), default=10, help="number of slots (%(default)s)")
     parser.add_argument(
         "--data-dir",

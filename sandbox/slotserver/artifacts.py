@@ -103,9 +103,7 @@ def archive(workspace: Workspace, fields: Fields) -> Answer:
         tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6, format=tarfile.PAX_FORMAT) as tar,
     ):
         is_directory = stat.S_ISDIR(location.stat().st_mode)
-        entries = (
-            location.walk(recursive=True, most=most + 1) if is_directory else iter([(location, location.stat())])
-        )
+        entries = location.walk(recursive=True, most=most + 1) if is_directory else iter([(location, location.stat())])
         for entry, status in entries:
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode)):
                 if not is_directory:

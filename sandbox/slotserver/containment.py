@@ -95,17 +95,17 @@ class Bubblewrap(Containment):
             *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL"),
             *(() if network else ("--unshare-net",)),
             *self._root,
-            *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run", "--bind", str(place.tmp), "/tmp"),
+            *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run", "--bind", str(place.tmp), "/tmp"),  # noqa: S108
             *("--bind", str(place.workspace), SANDBOX_WORKSPACE, "--remount-ro", "/"),
             *("--chdir", SANDBOX_WORKSPACE, "--", *command),
         ]
 
     def _own_environment(self, place: Place) -> dict[str, str]:
-        return {"HOME": SANDBOX_WORKSPACE, "PWD": SANDBOX_WORKSPACE, "TMPDIR": "/tmp"}
+        return {"HOME": SANDBOX_WORKSPACE, "PWD": SANDBOX_WORKSPACE, "TMPDIR": "/tmp"}  # noqa: S108 (the slot's own)
 
 
 class Supervised(Containment):
-    """No name spaces: the workspace directory, a process tree that ends with the command, and a user per slot or not."""
+    """No name spaces: a process tree that ends with the command, in the workspace, as a user of the slot's or not."""
 
     def __init__(self, *, user_per_slot: bool) -> None:
         self.name = "user" if user_per_slot else "none"
@@ -199,7 +199,7 @@ def _read_only_root(hidden: list[Path]) -> list[str]:
             if entry.name in _OWN_TOP_LEVEL or Path(entry.path) in concealed:
                 continue
             if entry.is_symlink():
-                arguments += ["--symlink", os.readlink(entry.path), entry.path]
+                arguments += ["--symlink", str(Path(entry.path).readlink()), entry.path]
             elif entry.is_dir() or entry.is_file():
                 arguments += ["--ro-bind-try", entry.path, entry.path]
     for path in sorted(concealed):

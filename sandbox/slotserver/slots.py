@@ -100,7 +100,8 @@ class Slots:
     async def make(cls, data_dir: Path, count: int, *, user_per_slot: bool) -> tuple[Slots, str]:
         """Make ``count`` slots under ``data_dir``, and say why their containment is not the best. Raises OSError."""
         places = [
-            Place(f"slot_{i}", i, data_dir / f"slot_{i}", data_dir / STATE_DIRECTORY / f"slot_{i}") for i in range(count)
+            Place(f"slot_{i}", i, data_dir / f"slot_{i}", data_dir / STATE_DIRECTORY / f"slot_{i}")
+            for i in range(count)
         ]
         reaper = Reaper()
         reaper.install()

@@ -34,10 +34,10 @@ def prctl(option: int, value: int) -> None:
 def descendants(roots: set[int]) -> set[int]:
     """Ids of the processes below ``roots`` in the tree, zombies left out, from /proc/PID/stat."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc"):  # noqa: PTH208 (pathlib takes its time to import)
         if name.isdigit():
             try:
-                with open(f"/proc/{name}/stat", "rb") as stat:
+                with open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123
                     state, parent = stat.read().rpartition(b")")[2].split()[:2]
             except OSError:  # it ended meanwhile
                 continue
@@ -94,7 +94,7 @@ def start(user: int, group: int, command: list[str], terminate: signal.Handlers)
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
             prctl(PR_SET_NO_NEW_PRIVS, 1)
-        os.execvp(command[0], command)
+        os.execvp(command[0], command)  # noqa: S606 (no shell is meant)
     except BaseException as error:
         os.write(2, f"supervisor: {command[0]}: {error}\n".encode())
     os._exit(127)

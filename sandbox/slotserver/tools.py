@@ -58,7 +58,9 @@ async def bash_stateful(slot: Slot, args: Fields, timeout_s: float) -> Result:
         await slot.shell.end()
         slot.shell = None
     if slot.shell and slot.shell.network != network:
-        raise ToolError(f"The slot's shell runs with allow_network={str(slot.shell.network).lower()}; reset the slot first")
+        raise ToolError(
+            f"The slot's shell runs with allow_network={str(slot.shell.network).lower()}; reset the slot first"
+        )
     started = slot.shell is None
     shell = slot.shell = slot.shell or Shell(slot, network=network)
     code, timed_out = None, ""
@@ -79,7 +81,7 @@ async def bash_stateful(slot: Slot, args: Fields, timeout_s: float) -> Result:
     return result
 
 
-async def read_file(slot: Slot, args: Fields, timeout_s: float) -> Result:  # noqa: ARG001 (files don't wait)
+async def read_file(slot: Slot, args: Fields, timeout_s: float) -> Result:
     """The text of a file of at most MAX_FILE_BYTES bytes: ``path``."""
     path = args.text("path")
 
@@ -99,7 +101,7 @@ async def read_file(slot: Slot, args: Fields, timeout_s: float) -> Result:  # no
     return Result(True, output=content.decode(errors="replace"), metadata={"size": len(content)})
 
 
-async def write_file(slot: Slot, args: Fields, timeout_s: float) -> Result:  # noqa: ARG001 (files don't wait)
+async def write_file(slot: Slot, args: Fields, timeout_s: float) -> Result:
     """Make or replace a file of at most MAX_FILE_BYTES bytes: ``path``, ``content``."""
     path = args.text("path")
     content = args.text("content").encode()
