@@ -12,6 +12,7 @@ from typing import Any
 from sifproof import config, run
 from sifproof.errors import SifproofError
 from sifproof.records import Plan
+from sifproof.report.write import FOLDER, REPORTS
 from sifproof.stages import read
 
 
@@ -29,9 +30,11 @@ class Flow:
 
     @property
     def reports(self) -> dict[str, str]:
-        """Path of each report by the name that rules give it."""
-        files = ("checks.tsv", "summary.tsv", "verdict.json", "junit.xml", "report.html")
-        return {name.partition(".")[0]: str(self.run.results / name) for name in files}
+        """Path of each report of this run by the name that rules give it; ``results/`` gets a copy.
+
+        The copy is no output of a rule: Snakemake would take that of an earlier run for this one's.
+        """
+        return {name.partition(".")[0]: str(self.run.folder / FOLDER / name) for name in REPORTS}
 
     def names(self, driver: str | None = None) -> str:
         """Regular expression that the sandboxes of ``driver``, or all, match; nothing where there is none."""

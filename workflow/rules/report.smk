@@ -1,7 +1,7 @@
 # The reports from the recorded verdicts, and the one rule that may fail the run.
 #
 # Needs: plan.json, verdicts/*.jsonl, faults/*.json and what the stages recorded
-# Makes: results/checks.tsv, summary.tsv, verdict.json, junit.xml, report.html
+# Makes: report/   checks.tsv, summary.tsv, verdict.json, junit.xml, report.html; results/ gets a copy
 #        accepted   only where the run is
 
 

@@ -11,7 +11,7 @@ from sifproof.run import Run
 run = Run(snakemake.params.run)
 
 stages.log_to(snakemake.log[0])
-decision = read_verdict(run.results, run.id)
+decision = read_verdict(Path(snakemake.input.verdict).parent, run.id)
 print_closing(decision, run.results / "report.html")
 if decision.exit_code:
     sys.exit(decision.exit_code)

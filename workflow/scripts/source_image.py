@@ -1,6 +1,5 @@
 """Find the digest of a sandbox's image by the cheapest way."""
 
-
 from sifproof import pipeline, stages
 from sifproof.image import digest, source
 from sifproof.image.records import SourceImage

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -182,25 +183,30 @@ class _Conversion:
 
     def _build(self, made: Path, reference: str, work: Path, keep: tuple[int, ...]) -> None:
         arguments = self.settings.mksquashfs_arguments
-        try:
-            self._apptainer(made, reference, work, arguments, keep)
-        except ToolFailure as failure:
-            if not (self.settings.compression == "zstd" and "zstd" in failure.output.lower()):
-                raise
-            self.say("compressed with gzip: mksquashfs knows no zstd")
-            arguments = ConversionSettings(compression="gzip", level=4).mksquashfs_arguments
+        under: list[str] = []
+        while True:
             made.unlink(missing_ok=True)
-            self._apptainer(made, reference, work, arguments, keep)
-
-    def _apptainer(self, made: Path, reference: str, work: Path, arguments: str, keep: tuple[int, ...]) -> None:
-        self._run(
-            "build",
-            "apptainer",
-            ["--nocolor", "build", "--disable-cache", "--mksquashfs-args", arguments, str(made), reference],
-            # SingularityCE has kept the other name.
-            environment={"APPTAINER_TMPDIR": str(work), "SINGULARITY_TMPDIR": str(work)},
-            keep=keep,
-        )
+            try:
+                self._run(
+                    "build",
+                    "apptainer",
+                    ["--nocolor", "build", "--disable-cache", "--mksquashfs-args", arguments, str(made), reference],
+                    # SingularityCE has kept the other name.
+                    environment={"APPTAINER_TMPDIR": str(work), "SINGULARITY_TMPDIR": str(work)},
+                    keep=keep,
+                    under=under,
+                )
+                return
+            except ToolFailure as failure:
+                words = failure.output.lower()
+                if 'compressor "zstd" is not supported' in words and "zstd" in arguments:
+                    self.say("compressed with gzip: mksquashfs knows no zstd")
+                    arguments = ConversionSettings(compression="gzip", level=4).mksquashfs_arguments
+                elif "operation not permitted" in words and os.geteuid() == 0 and not under:
+                    self.say("built as an ordinary user in a user namespace: root lacks a capability on this machine")
+                    under = _AS_ORDINARY_USER
+                else:
+                    raise
 
     def _run(
         self,
@@ -210,9 +216,10 @@ class _Conversion:
         *,
         environment: dict[str, str] | None = None,
         keep: tuple[int, ...],
+        under: Sequence[str] = (),
     ) -> None:
         logger.info("%s: %s (%s)", self.source, _STEPS[step], tool)
-        self.commands.append(f"{tool} {' '.join(arguments)}")
+        self.commands.append(shlex.join([*under, tool, *arguments]))
         begin = time.monotonic()
         try:
             process.run(
@@ -222,6 +229,7 @@ class _Conversion:
                 timeout_s=self.settings.timeout_s,
                 environment=environment,
                 keep=keep,
+                under=under,
             )
         finally:
             self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - begin, 3)
@@ -280,6 +288,8 @@ def verdict_on(failure: ToolFailure, what: str, log: Path | None) -> SifproofErr
     )
 
 
+# Unpacked that way, devices become empty files, and owners are not kept; neither is kept in a SIF that users run.
+_AS_ORDINARY_USER = ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
 _SKOPEO_COPY = ["--insecure-policy", "copy", "--dest-oci-accept-uncompressed-layers"]
 _STEPS = {
     "save": "taking the image out of the engine",

@@ -29,7 +29,7 @@ def engine_version(timeout_s: float = 1.0) -> str | None:
     return answer.decode().strip() or None
 
 
-def load_into_engine(source: Source, name: str, *, log: Path, settings: ConversionSettings | None = None) -> str:
+def load_into_engine(source: Source, name: str, *, log: Path | None = None, settings: Conversion | None = None) -> str:
     """Make sure that the Docker engine has the image of ``source``; returns the tag that it has there.
 
     The tag is ``sifproof/<name>:<digest>``, the digest's first twelve digits: where the engine has it, nothing is done.

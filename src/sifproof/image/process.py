@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -76,6 +77,7 @@ def run(
     timeout_s: float,
     environment: Mapping[str, str] | None = None,
     keep: Sequence[int] = (),
+    under: Sequence[str] = (),
 ) -> None:
     """Run the tool ``name``, its output appended to ``log`` as it comes. It dies with its caller, however that ends.
 
@@ -86,6 +88,7 @@ def run(
         timeout_s: seconds until it is stopped.
         environment: variables beside those of :func:`sifproof.tools.environment`.
         keep: file descriptors, of locks, that it inherits: what they guard stays guarded until it has ended too.
+        under: command that is to start it, such as `unshare` with its options.
 
     Raises:
         ToolFailure: it failed.
@@ -93,12 +96,12 @@ def run(
     """
     tool = tools.require(name)
     with log.open("a+b") if log else tempfile.TemporaryFile() as stream:
-        stream.write(f"$ {name} {' '.join(arguments)}\n".encode())
+        stream.write(f"$ {shlex.join([*under, name, *arguments])}\n".encode())
         stream.flush()
         begin = stream.tell()
         try:
             process = subprocess.Popen(
-                [str(tool.path), *arguments],
+                [*under, str(tool.path), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
