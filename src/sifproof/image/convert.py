@@ -28,12 +28,12 @@ import sifproof
 from sifproof import tools
 from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
-from sifproof.image import process, scratch, sif
+from sifproof.image import archive, process, scratch, sif
 from sifproof.image.digest import SourceDigest, digest, file_digest, registry_error, registry_login
 from sifproof.image.process import ToolFailure
 from sifproof.image.provenance import ConversionSettings, Provenance, SifStore
 from sifproof.image.scratch import Place
-from sifproof.image.source import Kind, Source, verify
+from sifproof.image.source import Kind, Source, host_architecture, verify
 
 logger = logging.getLogger(__name__)
 
@@ -159,12 +159,12 @@ class _Conversion:
     def _layout(self, work: Path, keep: tuple[int, ...]) -> str:
         """Bring the image into a form that Apptainer reads fast; returns how Apptainer calls it."""
         source, reference = self.source, transport(self.source)
-        if source.kind is Kind.OCI and self.identity.raw_layers and not source.reference:
-            return reference
+        if source.kind is Kind.OCI and self.identity.raw_layers and archive.read(source, host_architecture()).only:
+            return f"oci:{source.path}"
         if source.kind is Kind.DOCKER_DAEMON:
-            archive = work / "image.tar"
-            self._run("save", "docker", ["save", "--output", str(archive), source.location], keep=keep)
-            reference = f"docker-archive:{archive}"
+            saved = work / "image.tar"
+            self._run("save", "docker", ["save", "--output", str(saved), source.location], keep=keep)
+            reference = f"docker-archive:{saved}"
         if tools.find("skopeo") is None:
             self.say("Apptainer reads the image itself, which is slower: there is no skopeo")
             return reference
