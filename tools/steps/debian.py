@@ -97,7 +97,7 @@ def unpack(bundle: str, before: Callable[[], None] = lambda: None) -> None:
     if places.made_of(folder) == stamp:
         return
     before()
-    with Step(bundle, f"unpacking {len(BUNDLES[bundle])} Debian packages", places.LOGS) as step:
+    with Step(bundle, f"unpacking {_count(len(BUNDLES[bundle]))}", places.LOGS) as step:
         files = _fetch(step, bundle, packages)
         with places.building(folder, stamp) as fresh:
             for file in files:
@@ -180,7 +180,7 @@ class Apt:
     def fetch(self, packages: Iterable[Package]) -> bool:
         """Bring ``packages`` into the cache, each checked against its digest; whether all of them came."""
         packages = list(packages)
-        self._step.what += f", {len(packages)} of them fetched from the Debian mirror"
+        self._step.what += f" ({_count(len(packages))} from {self._debian_mirror()})"
         mirror = self._debian_mirror()
         words: list[str | Path] = []
         for i, p in enumerate(packages):
@@ -238,11 +238,9 @@ class Apt:
     def _usual_mirror(self) -> str:
         # A machine without a Debian mirror (Ubuntu) still has Debian's own installer among its packages, and that
         # knows where Debian is.
-        script = self._from_own_sources("debootstrap") / "usr/share/debootstrap/scripts/debian-common"
-        scripts = [script, *sorted(script.parent.glob("*"))]
-        for text in (s.read_text(errors="replace") for s in scripts if s.is_file()):
-            for mirror in re.findall(r"default_mirror\s+(https?://\S+/debian)\b", text):
-                return str(mirror)
+        scripts = self._from_own_sources("debootstrap") / "usr/share/debootstrap/scripts"
+        if mirror := re.search(r"default_mirror\s+(\S+)", (scripts / "sid").read_text()):
+            return mirror.group(1)
         raise SifproofError(
             "no Debian mirror is known",
             why="this machine's apt has none among its sources",
@@ -279,15 +277,19 @@ class Apt:
 
 
 def _own_mirror() -> str:
-    """The Debian mirror among the machine's apt sources; empty where there is none."""
-    listed = _output(["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)"])
-    uris = {
-        words[2]
-        for words in map(str.split, listed.splitlines())
-        if len(words) == 3 and words[0] in _DEBIAN_SUITES and words[1] == "main"
-    }
-    # Others than Debian name their suites after Debian's too; only a full mirror of Debian ends like this.
-    return next((uri for uri in sorted(uris) if uri.rstrip("/").endswith("/debian")), "")
+    """The Debian mirror among the machine's apt sources, without a slash at its end; empty where there is none."""
+    # What an update would fetch: unlike a list of what apt knows, it is told before there was any update.
+    with tempfile.TemporaryDirectory(prefix="sifproof-apt.") as state:
+        options = ["-o", f"Dir::State={state}", "-o", "Debug::NoLocking=true"]
+        (Path(state) / "lists" / "partial").mkdir(parents=True)
+        planned = _output(["apt-get", *options, "--print-uris", "update"])
+    found = re.findall(r"^'([^']+)/dists/([\w-]+)/main/binary-", planned, re.MULTILINE)
+    # Others than Debian name their suites after Debian's too; only a whole mirror of Debian ends like this.
+    return next((uri for uri, suite in found if suite in _DEBIAN_SUITES and uri.endswith("/debian")), "")
+
+
+def _count(packages: int) -> str:
+    return f"{packages} Debian package{'s' if packages != 1 else ''}"
 
 
 def _output(argv: list[str]) -> str:

@@ -37,6 +37,8 @@ def make() -> None:
     stamp = places.digest(Path(__file__), interpreter, *locks)
     if places.made_of(VENV) != stamp:
         _refuse_to_replace_what_is_not_ours()
+        if not _has_pip():
+            debian.unpack("pip")
         with Step(
             "python", f"Python packages for .venv, from PyPI by {' and '.join(f.name for f in locks)}", places.LOGS
         ) as step:
@@ -97,16 +99,17 @@ def pip(step: Step, *words: str | Path) -> None:
     step.run([*command, *arguments], env=env)
 
 
+def _has_pip() -> bool:
+    # Debian and Ubuntu keep pip and ensurepip in packages of their own, which a plain machine lacks.
+    return importlib.util.find_spec("ensurepip") is not None
+
+
 def _make_empty(step: Step) -> None:
     if VENV.exists():
         shutil.rmtree(VENV)
     VENV.mkdir()
     places.mark(VENV, "unfinished")
-    flags = []
-    if importlib.util.find_spec("ensurepip") is None:
-        # Debian and Ubuntu keep pip and ensurepip in packages of their own, which a plain machine lacks.
-        debian.unpack("pip")
-        flags = ["--without-pip"]
+    flags = [] if _has_pip() else ["--without-pip"]
     if importlib.util.find_spec("venv") is None:
         raise SifproofError(
             f"{sys.executable} can't make virtual environments",
