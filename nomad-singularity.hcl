@@ -20,6 +20,13 @@ client {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
   }
 
+  # Loopback has ::1 beside 127.0.0.1, and Nomad counts ports per address: a static port that one job has would
+  # be given to a second one, on ::1. So no port is free there.
+  host_network "ipv6-loopback" {
+    cidr           = "::1/128"
+    reserved_ports = "1-65535"
+  }
+
   # The local agent lives as long as one run, and teardown reads what is left of a job: nothing is to be
   # collected from under it.
   gc_interval = "1h"

@@ -28,7 +28,7 @@ def nomad():
             self.end_headers()
             self.wfile.write(raw)
 
-        do_GET = do_POST = do_DELETE = answer
+        do_GET = do_POST = do_DELETE = answer  # noqa: N815
 
         def log_message(self, *_):
             pass
@@ -36,7 +36,7 @@ def nomad():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.seen, server.answers = [], (200, [])
     server.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()

@@ -141,7 +141,7 @@ NOT_RESTARTING = ("Not Restarting", "Policy allows no restarts", {})
         ),
         (
             [terminated(255)],
-            "FATAL:   could not open image /x.sif: failed to retrieve path for /x.sif: lstat /x.sif: no such file or directory",
+            "FATAL:   could not open image /x.sif: failed to retrieve path: lstat /x.sif: no such file or directory",
             "255",
             "shared file system",
             Fault.INFRASTRUCTURE,

@@ -126,9 +126,8 @@ def test_line_takes_further_settings(shell, changes):
 
 
 def test_nothing_of_the_agent_reaches_apptainer_but_what_it_needs(shell):
-    tokens = {
-        name: "secret"
-        for name in (
+    tokens = dict.fromkeys(
+        (
             "NOMAD_TOKEN",
             "HF_TOKEN",
             "GITHUB_TOKEN",
@@ -139,8 +138,9 @@ def test_nothing_of_the_agent_reaches_apptainer_but_what_it_needs(shell):
             "APPTAINER_BIND",
             "SSH_AUTH_SOCK",
             "HTTPS_PROXY",
-        )
-    }
+        ),
+        "secret",
+    )
     _, seen = shell(line(singularity(environment={"GREETING": "a,b=$(c)"})), **tokens)
     assert "secret" not in seen.values()
     given = {k: v for k, v in seen.items() if k not in ("PWD", "SHLVL", "_", "OLDPWD")}

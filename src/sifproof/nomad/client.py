@@ -8,6 +8,7 @@ settings that are all explicit.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -239,7 +240,8 @@ class Client:
                 todo="write https:// in NOMAD_ADDR",
                 fault=Fault.CONFIGURATION,
             )
-        if status == 400:
+        # Nomad 1.11 answers 500 to a job that its own validation refuses, with a list of what is wrong.
+        if status == 400 or (status == 500 and re.match(r"\d+ errors? occurred:", text)):
             return RejectedError(f"Nomad rejected {what}", why=text, fault=Fault.CONFIGURATION)
         if status in (401, 403):
             return SifproofError(

@@ -1,0 +1,117 @@
+"""What the tests of Nomad run: a SIF of a few kilobytes with a small server, and jobs of one line of shell."""
+
+import os
+import subprocess
+import textwrap
+import time
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+from sifproof import tools
+from sifproof.nomad import local, traces
+from sifproof.nomad.job import create_sandbox_job
+
+SERVER = """
+import argparse, http.server, json, os
+
+options = argparse.ArgumentParser()
+for name in ("--host", "--port", "--slots", "--data-dir"):
+    options.add_argument(name)
+known, rest = options.parse_known_args()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"words": rest, "environment": dict(os.environ), "cwd": os.getcwd()}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+with open(os.path.join(known.data_dir, "started"), "w") as mark:
+    mark.write("by the server")
+http.server.ThreadingHTTPServer((known.host, int(known.port)), Handler).serve_forever()
+"""
+
+# The file system of this machine's Python, from outside: the SIF itself needs none.
+BINDS = ["/usr:/usr:ro"]
+COMMAND = ["/usr/bin/python3", "/app/sandbox_server.py"]
+
+
+def build_sif(folder: Path) -> Path:
+    """A SIF with the server above at /app, and nothing else."""
+    root = folder / "root"
+    for name in ("usr", "app", "data", "tmp", "etc", "dev", "proc", "sys", "root", "home", "var/tmp"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "sbin"):
+        (root / name).symlink_to(f"usr/{name}")
+    for name in ("resolv.conf", "hosts", "passwd", "group"):
+        (root / "etc" / name).touch()
+    (root / "app" / "sandbox_server.py").write_text(SERVER)
+    sif = folder / "payload.sif"
+    subprocess.run(
+        [tools.require("apptainer").path, "-q", "build", sif, root],
+        env=tools.environment(),
+        check=True,
+        capture_output=True,
+    )
+    return sif
+
+
+def shell_job(job_id: str, line: str, port=None, **arguments) -> dict:
+    """A raw_exec job that runs ``line``, all else as that of a sandbox."""
+    job = create_sandbox_job(job_id, "/no.sif", port=port, cpu=50, memory=64, **arguments)
+    job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"]["args"][-1] = textwrap.dedent(line)
+    return job
+
+
+LISTEN = 'exec /usr/bin/python3 -m http.server --bind "$NOMAD_IP_http" "$NOMAD_PORT_http"'
+
+
+def new_id(prefix: str = "t") -> str:
+    """An id that no other test has."""
+    return f"{prefix}-{uuid.uuid4().hex[:8]}"
+
+
+@contextmanager
+def local_agent(folder: Path, **arguments):
+    """A local agent of its own; gone afterwards, with everything of it, or the test fails."""
+    run = new_id("test")
+    agent = local.start(run, folder, os.getpid(), log=folder / f"{run}.log", **arguments)
+    try:
+        yield agent
+    finally:
+        local.stop(run, folder)
+        assert_gone(agent)
+
+
+def assert_gone(agent: local.LocalAgent) -> None:
+    """Nothing of ``agent`` is left: no process, no mount, no directory."""
+    home = f"{agent.directory}/"
+    assert traces.find_processes([home])[home] == []
+    assert traces.find_mounts(home) == []
+    assert not agent.directory.exists()
+    assert not runs(agent.agent)
+    assert not runs(agent.supervisor)
+
+
+def runs(pid: int) -> bool:
+    """Whether process ``pid`` runs; one that only waits for its parent to look does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, deadline_s: float = 20.0):
+    """What ``condition`` returns once it is true; fails after ``deadline_s`` seconds."""
+    end = time.monotonic() + deadline_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {deadline_s:g} s"
+        time.sleep(0.01)
+    return value

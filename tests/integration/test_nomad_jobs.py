@@ -1,0 +1,347 @@
+"""Jobs on a real local agent: placed, told why not, stopped, and what is left of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from nomad_payload import BINDS, COMMAND, LISTEN, build_sif, local_agent, new_id, shell_job, wait_until
+
+from sifproof import tools
+from sifproof.errors import Fault, SifproofError
+from sifproof.nomad import job as jobs
+from sifproof.nomad import preflight, static_port, submit, teardown, traces
+from sifproof.nomad.allocations import get_job_allocations
+from sifproof.nomad.client import NotFoundError, RejectedError
+from sifproof.nomad.userns import needs_userns
+
+TOKENS = {"NOMAD_TOKEN": "t0", "HF_TOKEN": "t1", "GITHUB_TOKEN": "t2", "AWS_SECRET_ACCESS_KEY": "t3", "SLURM_JWT": "t4"}
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**TOKENS, "APPTAINERENV_LEAK": "t5", "DOCKER_HOST": "unix:///no/engine.sock"}.items():
+            patch.setenv(name, value)
+        folder = tmp_path_factory.mktemp("nomad")
+        with local_agent(folder) as started:
+            yield started
+        assert list(folder.glob("*/")) == []
+
+
+@pytest.fixture
+def client(agent):
+    with agent.connect() as connected:
+        yield connected
+        for left in connected.get("jobs"):
+            connected.deregister(left["ID"], purge=True)
+        traces.wait_unmounted(f"{agent.directory}/data/alloc", 10)
+
+
+@pytest.fixture(scope="module")
+def sif(tmp_path_factory):
+    return build_sif(tmp_path_factory.mktemp("sif"))
+
+
+def run(client, job, count=1, deadline_s=20.0):
+    submit.submit(client, job)
+    return submit.wait_for_allocations(client, job["Job"]["ID"], count, deadline_s)
+
+
+def stop(client, job_id, folder, **arguments):
+    return teardown.stop_and_verify(client, job_id, collect=folder / "collected", **arguments)
+
+
+def sandbox(job_id, sif, **changes):
+    arguments = {"command": COMMAND, "binds": BINDS, "userns": needs_userns(), **changes}
+    return jobs.create_sandbox_job(job_id, str(sif), **arguments)
+
+
+def answer(allocation):
+    def ask():
+        try:
+            return requests.get(allocation.url, timeout=5).json()
+        except requests.ConnectionError:
+            return None
+
+    return wait_until(ask)
+
+
+def test_the_agent_is_ready_in_about_two_seconds(agent):
+    assert agent.ready_s < 6
+
+
+def test_a_sandbox_runs_contained_and_is_gone_after_the_stop(client, sif, tmp_path):
+    job_id = new_id()
+    words = ["a b", "$(id)", "${node.unique.id}", "%{x}", "q'\"", "$HOME"]
+    port = static_port.pick_static_port(client, "dc1")
+    (allocation,) = run(
+        client, sandbox(job_id, sif, port=port, command=[*COMMAND, *words], environment={"GREETING": "a,b=$(id) 'c'"})
+    )
+    assert allocation.port == port
+    said = answer(allocation)
+    assert said["words"] == words
+    assert said["cwd"] == "/app"
+    environment = said["environment"]
+    assert environment["GREETING"] == "a,b=$(id) 'c'"
+    assert not set(environment) & {*TOKENS, "LEAK"}
+    assert not set(environment.values()) & {"t0", "t1", "t2", "t3", "t4", "t5"}
+    assert client.file(allocation.id, "/alloc/data/started") == b"by the server"
+    assert [allocation.time_ns(e) is not None for e in ("Received", "Task Setup", "Started")] == [True] * 3
+
+    # Whatever Nomad started for it, squashfuse among it, is seen; and no token of the agent in any of it.
+    seen = traces.find_processes([allocation.id])[allocation.id]
+    assert any("squashfuse" in p.command for p in seen)
+    for process in seen:
+        raw = Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert not any(f"{name}=".encode() in raw for name in (*TOKENS, "APPTAINERENV_LEAK"))
+
+    report = stop(client, job_id, tmp_path)
+    (end,) = report.allocations
+    assert report.purged
+    assert end.looked_at
+    assert (end.processes, end.mounts, end.containers) == ([], [], [])
+    assert end.client_status == "complete"
+    assert end.exit_code in (143, None)
+    assert not end.killed
+    assert end.port_closed_s < 1
+    assert end.ended_s < 2
+    assert report.duration_s < 5
+    collected = {p.name.split(".", 1)[-1] for p in map(Path, report.collected)}
+    assert collected == {"json", "stdout.log", "stderr.log"}
+    with pytest.raises(NotFoundError):
+        client.get("job", job_id)
+
+
+def test_placed_is_known_before_running(client, tmp_path):
+    job_id = new_id()
+    submit.submit(client, shell_job(job_id, LISTEN))
+    (allocation,) = submit.wait_for_allocations(client, job_id, 1, 20, started=False)
+    assert allocation.port
+    stop(client, job_id, tmp_path, local=True)
+
+
+def test_a_forgotten_job_ends_by_itself(client, sif, tmp_path):
+    job_id = new_id()
+    (allocation,) = run(client, sandbox(job_id, sif, lifetime_s=1.5))
+    ended = wait_until(lambda: next((a for a in get_job_allocations(client, job_id) if a.terminal), None))
+    assert next(e.details["exit_code"] for e in ended.events if e.type == "Terminated") == "124"
+    assert "lifetime" in str(submit.failure_of(client, ended))
+    wait_until(lambda: client.get("job", job_id)["Status"] == "dead")
+    assert len(get_job_allocations(client, job_id)) == 1
+    processes = traces.find_processes([allocation.id])[allocation.id]
+    assert [p for p in processes if not p.is_nomad] == []
+    assert stop(client, job_id, tmp_path).purged
+
+
+def test_the_rendered_file_can_be_submitted_by_hand(agent, client, sif, tmp_path):
+    job_id = new_id()
+    path = tmp_path / "job.json"
+    path.write_text(jobs.render(sandbox(job_id, sif)))
+    subprocess.run(
+        [tools.require("nomad").path, "job", "run", "-detach", "-json", path],
+        env={**os.environ, "NOMAD_ADDR": agent.address},
+        check=True,
+        capture_output=True,
+    )
+    (allocation,) = submit.wait_for_allocations(client, job_id, 1, 20)
+    assert answer(allocation)["cwd"] == "/app"
+
+
+# -- failures, each made to happen -------------------------------------------------------------------------------------
+
+
+def fails(client, job, count=1):
+    """The error of a job that can't run; a time-out would take a minute."""
+    begin = time.monotonic()
+    job_id = job["Job"]["ID"]
+    submit.submit(client, job)
+    with pytest.raises(SifproofError) as caught:
+        # One that starts and ends at once may be seen running first.
+        allocations = submit.wait_for_allocations(client, job_id, count, 60)
+        wait_until(lambda: any(a.terminal for a in get_job_allocations(client, job_id)))
+        assert len(allocations) == count
+        submit.check_alive(client, get_job_allocations(client, job_id))
+    assert time.monotonic() - begin < 15
+    return caught.value
+
+
+def test_port_of_another_job(client):
+    port = static_port.pick_static_port(client, "dc1")
+    run(client, shell_job(new_id(), LISTEN, port=port))
+    assert static_port.pick_static_port(client, "dc1", exclude=[port]) != port
+    error = fails(client, shell_job(new_id(), LISTEN, port=port))
+    assert f"static port {port} is reserved by another allocation" in str(error)
+
+
+def test_two_allocations_with_one_static_port_on_one_node(client):
+    port = static_port.pick_static_port(client, "dc1")
+    error = fails(client, shell_job(new_id(), LISTEN, port=port, count=2), count=2)
+    assert "can't place 1 allocation of job" in str(error)
+    assert "lower count" in error.todo
+
+
+def test_port_of_a_process_that_nomad_does_not_know(client):
+    port = static_port.pick_static_port(client, "dc1")
+    with socket.create_server(("127.0.0.1", port)):
+        error = fails(client, shell_job(new_id(), LISTEN, port=port))
+    assert "Address already in use" in str(error)
+    assert "holds the port" in error.todo
+    assert error.fault is Fault.INFRASTRUCTURE
+
+
+def test_too_much_memory(client):
+    job = shell_job(new_id(), LISTEN)
+    job["Job"]["TaskGroups"][0]["Tasks"][0]["Resources"]["MemoryMB"] = 100_000_000
+    assert "too little memory" in str(fails(client, job))
+
+
+def test_driver_that_no_node_has(client):
+    job = shell_job(new_id(), LISTEN)
+    job["Job"]["TaskGroups"][0]["Tasks"][0]["Driver"] = "podman"
+    assert "without the driver" in str(fails(client, job))
+
+
+def test_docker_without_an_engine(client):
+    with pytest.raises(SifproofError, match="docker: Failed to connect to docker daemon"):
+        preflight.check_driver_available(client, "docker", "dc1")
+    (node,) = preflight.check_driver_available(client, "singularity", "dc1")
+    assert node.usable
+    job = jobs.create_sandbox_job(new_id(), "image:1", driver="docker")
+    assert "Failed to connect to docker daemon" in str(fails(client, job))
+
+
+def test_constraint_that_no_node_meets(client):
+    constraint = {"LTarget": "${attr.kernel.name}", "Operand": "=", "RTarget": "plan9"}
+    error = fails(client, shell_job(new_id(), LISTEN, constraints=[constraint]))
+    assert "do not meet '${attr.kernel.name} = plan9'" in str(error)
+
+
+def test_datacenter_without_a_node(client):
+    error = fails(client, shell_job(new_id(), LISTEN, datacenter="nowhere"))
+    assert "no ready and eligible node" in str(error)
+    with pytest.raises(SifproofError, match="has nodes in: dc1"):
+        preflight.check_driver_available(client, "singularity", "nowhere")
+
+
+def test_server_that_crashes(client):
+    error = fails(client, shell_job(new_id(), "echo first >&2; echo 'Boom: no such thing' >&2; exit 3"))
+    assert "exit code 3; its last words were: first | Boom: no such thing" in str(error)
+    assert error.fault is Fault.IMAGE
+
+
+def test_server_that_a_signal_ends(client):
+    assert "signal 11" in str(fails(client, shell_job(new_id(), "kill -SEGV $$")))
+
+
+def test_program_that_is_not_on_the_node(client):
+    job = sandbox(new_id(), "/x.sif", apptainer="/no/such/apptainer")
+    error = fails(client, job)
+    assert error.fault is Fault.INFRASTRUCTURE
+    assert "PATH" in error.todo
+
+
+def test_sif_that_is_not_on_the_node(client):
+    error = fails(client, sandbox(new_id(), "/no/such.sif"))
+    assert error.fault is Fault.INFRASTRUCTURE
+    assert "shared file system" in error.todo
+
+
+def test_command_that_is_not_in_the_image(client, sif):
+    error = fails(client, sandbox(new_id(), sif, command=["no-such-program"]))
+    assert error.fault is Fault.IMAGE
+    assert "`command`" in error.todo
+
+
+def test_task_command_that_does_not_exist(client):
+    job = shell_job(new_id(), LISTEN)
+    job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"]["command"] = "/no/such/shell"
+    assert "could not start" in str(fails(client, job))
+
+
+def test_job_that_is_none(client):
+    job = shell_job(new_id(), LISTEN)
+    job["Job"]["TaskGroups"] = []
+    with pytest.raises(RejectedError, match="task group"):
+        submit.submit(client, job)
+
+
+def test_namespace_that_does_not_exist(client):
+    job = shell_job(new_id(), LISTEN, namespace="nowhere")
+    with pytest.raises(SifproofError, match="nowhere"):
+        submit.submit(client, job)
+
+
+def test_job_that_never_starts_is_told_after_the_deadline(client):
+    job = shell_job(new_id(), LISTEN)
+    # The server waits for a task before it, which takes its time.
+    job["Job"]["TaskGroups"][0]["Tasks"][0]["Driver"] = "mock_driver"
+    job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"] = {"start_block_for": "60s", "run_for": "1s"}
+    submit.submit(client, job)
+    with pytest.raises(SifproofError, match="did not run within 2 s") as caught:
+        submit.wait_for_allocations(client, job["Job"]["ID"], 1, 2)
+    assert "is pending after 'Task Setup'" in str(caught.value)
+
+
+# -- what is left of a job ---------------------------------------------------------------------------------------------
+
+
+def test_process_that_survives_the_stop_is_found(client, tmp_path):
+    job_id = new_id()
+    # Out of the control groups, the session, the process group and the environment: an open file is left to know it by.
+    survivor = """
+        (
+            for group in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
+                { echo 0 > $group; } 2>/dev/null
+            done
+            exec setsid env -i /bin/sleep 300 < "$NOMAD_ALLOC_DIR" >/dev/null 2>&1
+        ) &
+    """
+    run(client, shell_job(job_id, survivor + LISTEN))
+    report = stop(client, job_id, tmp_path, deadline_s=2)
+    (end,) = report.allocations
+    assert [p.command for p in end.processes] == ["/bin/sleep 300"]
+    os.kill(end.processes[0].pid, signal.SIGKILL)
+
+
+def test_server_that_ignores_sigterm_is_told_apart(client, tmp_path):
+    job_id = new_id()
+    run(client, shell_job(job_id, "trap '' TERM; " + LISTEN.removeprefix("exec "), kill_timeout_s=1))
+    (end,) = stop(client, job_id, tmp_path).allocations
+    assert end.killed
+    assert end.port_closed_s > 0.9
+    assert end.processes == []
+
+
+def test_port_that_stays_open_is_told(client, tmp_path):
+    job_id = new_id()
+    port = static_port.pick_static_port(client, "dc1")
+    with socket.create_server(("127.0.0.1", port)):
+        run(client, shell_job(job_id, "exec sleep 300", port=port))
+        (end,) = stop(client, job_id, tmp_path, deadline_s=1).allocations
+    assert end.port_closed_s is None
+
+
+def test_allocation_of_another_machine_is_not_looked_at(client, tmp_path):
+    job_id = new_id()
+    (allocation,) = run(client, shell_job(job_id, LISTEN))
+    client.deregister(job_id, purge=True)
+    # Nothing of it is here any more, as nothing would be if it had run elsewhere.
+    wait_until(lambda: not traces.find_processes([allocation.id])[allocation.id])
+    (end,) = teardown.stop_and_verify(client, job_id, [allocation], collect=tmp_path).allocations
+    assert not end.looked_at
+    assert end.ended_s is None
+
+
+def test_sweep_leaves_the_jobs_of_others(client, tmp_path):
+    ours, kept = f"sifproof-{new_id()}", f"sifproof-keep-{new_id()}"
+    foreign = shell_job("sifproof-foreign", LISTEN)
+    foreign["Job"]["Meta"] = {}
+    for job in (shell_job(ours, LISTEN), shell_job(kept, LISTEN), foreign):
+        run(client, job)
+    assert teardown.sweep(client, keep=["sifproof-keep-"]) == [ours]
+    assert {j["ID"] for j in client.get("jobs")} == {kept, "sifproof-foreign"}
