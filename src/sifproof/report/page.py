@@ -296,14 +296,18 @@ def _cell(outcomes: Sequence[Any]) -> Cell:
     measured = ""
     if valued:
         worst = max(valued, key=lambda item: item.value)
-        limit = "" if pd.isna(worst.limit) else f" of {worst.limit:.4g}"
-        measured = f"{worst.value:.4g} {worst.unit}{limit}"
+        limit = "" if pd.isna(worst.limit) else f", at most {_figure(worst.limit)}"
+        measured = f"{_figure(worst.value)} {worst.unit}{limit}"
     return Cell(
         word=word,
         share=f"{len(alike)}/{len(outcomes)}" if len(alike) < len(outcomes) else "",
         measured=measured,
         required=any(item.required for item in outcomes),
     )
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _notes(outcomes: Sequence[Any], said: set[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
