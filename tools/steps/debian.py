@@ -180,8 +180,8 @@ class Apt:
     def fetch(self, packages: Iterable[Package]) -> bool:
         """Bring ``packages`` into the cache, each checked against its digest; whether all of them came."""
         packages = list(packages)
-        self._step.what += f" ({_count(len(packages))} from {self._debian_mirror()})"
         mirror = self._debian_mirror()
+        self._step.what += f" ({len(packages)} fetched from {mirror})"
         words: list[str | Path] = []
         for i, p in enumerate(packages):
             words += [f"{mirror}/{p.path}", self._folder / str(i), f"SHA256:{p.sha256}"]
@@ -236,10 +236,9 @@ class Apt:
         return self._keyring
 
     def _usual_mirror(self) -> str:
-        # A machine without a Debian mirror (Ubuntu) still has Debian's own installer among its packages, and that
-        # knows where Debian is.
-        scripts = self._from_own_sources("debootstrap") / "usr/share/debootstrap/scripts"
-        if mirror := re.search(r"default_mirror\s+(\S+)", (scripts / "sid").read_text()):
+        # A machine without a Debian mirror (Ubuntu) has mmdebstrap among its packages, and that knows where Debian is.
+        script = (self._from_own_sources("mmdebstrap") / "usr/bin/mmdebstrap").read_text()
+        if mirror := re.search(r"\$mirror\s*=\s*'([^']+/debian)'", script):
             return mirror.group(1)
         raise SifproofError(
             "no Debian mirror is known",
