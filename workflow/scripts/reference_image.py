@@ -10,3 +10,4 @@ with stages.stage("reference_image", snakemake):
     settings = config.load(snakemake.config)
     built = reference.build_reference_image(run.images / "reference", base=settings.reference.base)
     stages.write(snakemake.output.reference, built)
+    print(f"built in {built.seconds['total']:.1f} s" if built.seconds else "built before")
