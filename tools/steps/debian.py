@@ -180,6 +180,8 @@ class Apt:
     def fetch(self, packages: Iterable[Package]) -> bool:
         """Bring ``packages`` into the cache, each checked against its digest; whether all of them came."""
         packages = list(packages)
+        if not packages:
+            return True
         mirror = self._debian_mirror()
         self._step.what += f" ({len(packages)} fetched from {mirror})"
         words: list[str | Path] = []
