@@ -280,7 +280,7 @@ def test_job_that_never_starts_is_told_after_the_deadline(client):
     job = shell_job(new_id(), LISTEN)
     # The server waits for a task before it, which takes its time.
     job["Job"]["TaskGroups"][0]["Tasks"][0]["Driver"] = "mock_driver"
-    job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"] = {"start_block_for": "60s", "run_for": "1s"}
+    job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"] = {"start_block_for": "4s", "run_for": "1s"}
     submit.submit(client, job)
     with pytest.raises(SifproofError, match="did not run within 2 s") as caught:
         submit.wait_for_allocations(client, job["Job"]["ID"], 1, 2)
