@@ -97,7 +97,14 @@ def make_archive(work: Path) -> Path:
     print(f"making a Debian with {PACKAGES} …", flush=True)
     layer, archive = work / "layer.tar", work / "image.tar"
     subprocess.run(
-        [tools.require("mmdebstrap").path, "--quiet", "--variant=minbase", f"--include={PACKAGES}", "bookworm", layer],
+        [
+            tools.require("mmdebstrap").path,
+            "--quiet",
+            "--variant=minbase",
+            f"--include={PACKAGES}",
+            "bookworm",
+            layer,
+        ],
         env=tools.environment(),
         check=True,
     )

@@ -83,7 +83,7 @@ def convert(source: Source, store: Path, settings: Conversion | None = None, *, 
     with _ends_on_sigterm():
         if scratch.is_locked(shelf.lock(key)):
             logger.info("Another conversion of %s is under way; waiting for it", source)
-        with scratch.lock(shelf.lock(key)) as held:
+        with scratch.lock(shelf.lock(key)):
             rooms = [*places(how), Place(store, in_memory=False)]
             for leftover in scratch.sweep(p.path for p in rooms):
                 logger.info("Removed %s, left over from a conversion that was killed", leftover)
@@ -98,7 +98,7 @@ def convert(source: Source, store: Path, settings: Conversion | None = None, *, 
                         "reused": True,
                     }
                 )
-            conversion = _Conversion(source, identity, shelf, how, log, held)
+            conversion = _Conversion(source, identity, shelf, how, log)
             if defect:
                 conversion.say(f"the SIF in the store was not used: {defect}")
             made = conversion.in_the_best_of(rooms, key, versions)
@@ -115,7 +115,6 @@ class _Conversion:
     shelf: SifStore
     settings: ConversionSettings
     log: Path
-    held: int
     fallbacks: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -138,11 +137,11 @@ class _Conversion:
         for place in chosen:
             try:
                 with (
-                    scratch.directory(place.path) as (work, held),
-                    scratch.directory(self.shelf.path) as (new, owned),
+                    scratch.directory(place.path) as (work, _),
+                    scratch.directory(self.shelf.path) as (new, _),
                 ):
                     made = new / "image.sif"
-                    self._make(made, work, (self.held, held, owned))
+                    self._build(made, self._layout(work), work)
                     return self._finish(made, place, key, versions, begin)
             except ToolFailure as failure:
                 if place is chosen[-1] or not _lacks_space(failure, in_memory=place.in_memory):
@@ -152,18 +151,14 @@ class _Conversion:
                 raise SifproofError(f"Cannot convert {self.source} in {place}", why=str(error)) from error
         raise AssertionError("the last place returns or raises")
 
-    def _make(self, made: Path, work: Path, keep: tuple[int, ...]) -> None:
-        reference = self._layout(work, keep)
-        self._build(made, reference, work, keep)
-
-    def _layout(self, work: Path, keep: tuple[int, ...]) -> str:
+    def _layout(self, work: Path) -> str:
         """Bring the image into a form that Apptainer reads fast; returns how Apptainer calls it."""
         source, reference = self.source, transport(self.source)
         if source.kind is Kind.OCI and self.identity.raw_layers and archive.read(source, host_architecture()).only:
             return f"oci:{source.path}"
         if source.kind is Kind.DOCKER_DAEMON:
             saved = work / "image.tar"
-            self._run("save", "docker", ["save", "--output", str(saved), source.location], keep=keep)
+            self._run("save", "docker", ["save", "--output", str(saved), source.location])
             reference = f"docker-archive:{saved}"
         if tools.find("skopeo") is None:
             self.say("Apptainer reads the image itself, which is slower: there is no skopeo")
@@ -176,12 +171,11 @@ class _Conversion:
                 [*_SKOPEO_COPY, *login, reference, f"oci:{layout}:latest"],
                 # skopeo unpacks archives there; its default is /var/tmp.
                 environment={"TMPDIR": str(work)},
-                keep=keep,
             )
         (work / "image.tar").unlink(missing_ok=True)
         return f"oci:{layout}"
 
-    def _build(self, made: Path, reference: str, work: Path, keep: tuple[int, ...]) -> None:
+    def _build(self, made: Path, reference: str, work: Path) -> None:
         arguments = self.settings.mksquashfs_arguments
         under: list[str] = []
         while True:
@@ -193,7 +187,6 @@ class _Conversion:
                     ["--nocolor", "build", "--disable-cache", "--mksquashfs-args", arguments, str(made), reference],
                     # SingularityCE has kept the other name.
                     environment={"APPTAINER_TMPDIR": str(work), "SINGULARITY_TMPDIR": str(work)},
-                    keep=keep,
                     under=under,
                 )
                 return
@@ -215,7 +208,6 @@ class _Conversion:
         arguments: list[str],
         *,
         environment: dict[str, str] | None = None,
-        keep: tuple[int, ...],
         under: Sequence[str] = (),
     ) -> None:
         logger.info("%s: %s (%s)", self.source, _STEPS[step], tool)
@@ -228,7 +220,6 @@ class _Conversion:
                 log=self.log,
                 timeout_s=self.settings.timeout_s,
                 environment=environment,
-                keep=keep,
                 under=under,
             )
         finally:

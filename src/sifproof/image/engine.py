@@ -69,7 +69,7 @@ def load_into_engine(source: Source, name: str, *, log: Path | None = None, sett
         places = convert.places(how)
         scratch.sweep(p.path for p in places)
         place = scratch.choose(places, convert.need_bytes(source, identity))[0]
-        with scratch.directory(place.path) as (work, held), registry_login(source, "--src-authfile") as login:
+        with scratch.directory(place.path) as (work, _), registry_login(source, "--src-authfile") as login:
             archive = work / "image.tar"
             process.run(
                 "skopeo",
@@ -83,14 +83,12 @@ def load_into_engine(source: Source, name: str, *, log: Path | None = None, sett
                 log=log,
                 timeout_s=how.timeout_s,
                 environment={"TMPDIR": str(work)},
-                keep=[held],
             )
             process.run(
                 "docker",
                 ["load", "--input", str(archive)],
                 log=log,
                 timeout_s=how.timeout_s,
-                keep=[held],
             )
     except ToolFailure as failure:
         if failure.name == "skopeo" and source.kind is Kind.REGISTRY:

@@ -8,16 +8,19 @@ is killed.
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shlex
 import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sifproof import tools
 from sifproof.errors import SifproofError
+from sifproof.image import scratch
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -37,9 +40,10 @@ class ToolFailure(Exception):  # noqa: N818 (it is caught and judged; what reach
 
     @property
     def last_words(self) -> str:
-        """The last lines that say something, in one line."""
+        """The last lines that speak of an error, else the last that say something; in one line."""
         lines = [line.strip() for line in self.output.splitlines() if not _NOISE.search(line)]
-        said = " | ".join(lines[-3:])[-600:]
+        errors = [line for line in lines if re.search(r"fatal|error|fail|cannot|unable", line, re.IGNORECASE)]
+        said = " | ".join((errors or lines)[-3:])[-600:]
         if self.status is None:
             return "it did not end in time" + (f"; its last words: {said}" if said else "")
         return said or f"exit status {self.status}, and it said nothing"
@@ -105,7 +109,8 @@ def run(
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env={**tools.environment(), **(environment or {})},
+                env={**tools.environment(), scratch.OWNER_VARIABLE: scratch.owner(), **(environment or {})},
+                start_new_session=True,  # so that it can be ended with all that it started
                 pass_fds=keep,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 (one call of a library that is loaded already)
             )
@@ -123,15 +128,17 @@ def run(
 
 
 def _die_with_parent() -> None:
-    # SIGTERM: apptainer then ends mksquashfs and removes what it unpacked.
+    # What it started lives on for a while; the next call ends that (see scratch.sweep).
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    # apptainer ends before those that it started.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,7 +1,8 @@
 """Room to work in: private directories in memory or on disk that never outlive their owner for long.
 
-A directory belongs to whoever holds the lock on it, and the tools that work in it inherit that lock. So a directory
-that nobody holds is left over from something that was killed, whoever it was, and the next call removes it.
+A directory belongs to whoever holds the lock on it; the kernel lets go of the lock when its holder ends, however that
+is. So a directory that nobody holds is left over from something that was killed, and the next call removes it, and
+ends what the killed one had started: tools know their owner by the variable :data:`OWNER_VARIABLE`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
+OWNER_VARIABLE = "SIFPROOF_OWNER"
 _PREFIX = "sifproof-build-"
 
 
@@ -68,11 +70,16 @@ def memory_available() -> int:
     return available
 
 
+def owner() -> str:
+    """This process, told apart from others of the same id before and after it."""
+    return f"{os.getpid()}-{round(psutil.Process().create_time() * 100)}"
+
+
 @contextmanager
 def directory(parent: Path) -> Iterator[tuple[Path, int]]:
     """A new directory in ``parent`` and the descriptor that holds its lock; removed at the end."""
     while True:
-        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{owner()}-", dir=parent))
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         _lock(descriptor)
         if path.exists():  # else a sweep was faster than the lock
@@ -128,6 +135,7 @@ def sweep(parents: Iterable[Path]) -> list[Path]:
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _end_tools_of("-".join(path.name.removeprefix(_PREFIX).split("-")[:2]))
                     remove(path)
                     removed.append(path)
                 finally:
@@ -144,6 +152,16 @@ def remove(tree: Path) -> None:
                 with suppress(OSError):
                     inner.chmod(0o700)
     shutil.rmtree(tree, ignore_errors=True)
+
+
+def _end_tools_of(dead: str) -> None:
+    if dead == owner():
+        return
+    orphans = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get(OWNER_VARIABLE) == dead]
+    for orphan in orphans:
+        with suppress(psutil.Error):
+            orphan.kill()
+    psutil.wait_procs(orphans, timeout=10)
 
 
 def _lock(descriptor: int) -> None:

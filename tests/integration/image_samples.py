@@ -1,0 +1,1 @@
+../unit/image_samples.py

@@ -1,0 +1,378 @@
+"""Real conversions of small images, and what can go wrong with them."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import image_samples as samples
+import pytest
+
+from sifproof import tools
+from sifproof.errors import Fault, SifproofError
+from sifproof.image import convert as conversion
+from sifproof.image.convert import convert
+from sifproof.image.provenance import ConversionSettings, Provenance
+from sifproof.image.source import parse
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from sifproof.image import convert
+from sifproof.image.provenance import ConversionSettings
+from sifproof.image.source import parse
+source, store, settings, need = sys.argv[1:]
+if need:
+    convert.need_bytes = lambda *_: int(need)
+settings = ConversionSettings.model_validate_json(settings)
+print(convert.convert(parse(source), Path(store), settings, log=Path(store) / "log").model_dump_json())
+"""
+
+
+def command(source: str, store: Path, settings: ConversionSettings | None = None, need: str = "") -> list[str]:
+    """A process of its own that converts ``source`` into ``store``."""
+    return [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        source,
+        str(store),
+        (settings or ConversionSettings()).model_dump_json(),
+        need,
+    ]
+
+
+def in_namespace(*commands: str) -> list[str]:
+    """Run what follows as root of a user namespace of its own, after the shell ``commands``; any user may."""
+    script = " && ".join([*commands, 'exec "$@"'])
+    return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+
+
+def converted(process: subprocess.CompletedProcess[str]) -> Provenance:
+    assert process.returncode == 0, process.stderr
+    return Provenance.model_validate_json(process.stdout)
+
+
+def files(sif: str, folder: Path) -> dict[str, str]:
+    """Mode and target of each file in a SIF by name, as unsquashfs lists them."""
+    environment = tools.environment()
+    listed = subprocess.run(
+        ["apptainer", "sif", "list", sif], env=environment, capture_output=True, text=True, check=True
+    )
+    (number,) = re.findall(r"^(\d+) .*\|FS \(Squashfs", listed.stdout, re.MULTILINE)
+    squashfs = folder / "squashfs"
+    with squashfs.open("wb") as stream:
+        subprocess.run(["apptainer", "sif", "dump", number, sif], env=environment, stdout=stream, check=True)
+    said = subprocess.run(
+        ["unsquashfs", "-lln", squashfs],
+        env=environment | {"LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    rows = re.findall(r"^(\S{10}) .*? squashfs-root/(.*?)(?: -> (.*))?$", said, re.MULTILINE)
+    return {name: f"{mode} {target}".strip() for mode, name, target in rows}
+
+
+def leftovers(*folders: Path) -> list[Path]:
+    return [p for f in folders for p in f.glob("sifproof-build-*")]
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """A directory in place of /dev/shm, so that others' conversions are not in the way."""
+    (tmp_path / "memory").mkdir()
+    return tmp_path / "memory"
+
+
+@pytest.fixture
+def make(tmp_path, memory):
+    """Convert in this process; stores and log lie in the test's folder."""
+
+    def make(source: str, **settings) -> Provenance:
+        how = ConversionSettings(**({"memory": memory} | settings))
+        return convert(parse(source), tmp_path / "store", how, log=tmp_path / "log")
+
+    return make
+
+
+@pytest.fixture
+def on_path(tmp_path, monkeypatch):
+    """Put a program of one's own in front of one of the tools; REAL in its text is the real one."""
+
+    def put(name: str, text: str) -> None:
+        folder = tmp_path / "path"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text.replace("REAL", shlex.quote(str(tools.require(name).path))))
+        (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    return put
+
+
+SOURCES = {
+    "docker-archive": lambda p: f"docker-archive:{samples.docker_archive(p / 'd.tar')}",
+    "docker-archive, gzipped": lambda p: f"docker-archive:{samples.docker_archive(p / 'd.tgz', compression='gz')}",
+    "docker-archive of two": lambda p: "docker-archive:{}:a:1".format(
+        samples.docker_archive_of(p / "d.tar", {"a:1": samples.layers(), "b:1": samples.layers("b")})
+    ),
+    "oci, raw": lambda p: f"oci:{samples.oci_layout(p / 'o')}",
+    "oci, raw, named": lambda p: f"oci:{samples.oci_layout(p / 'o')}:latest",
+    "oci, compressed": lambda p: f"oci:{samples.oci_layout(p / 'o', raw=False)}",
+    "oci, one of two": lambda p: f"oci:{samples.oci_layout(p / 'o', tags=('a', 'b'))}:a",
+    "oci, two processors": lambda p: f"oci:{samples.oci_layout(p / 'o', index=True)}",
+    "oci-archive": lambda p: f"oci-archive:{samples.oci_archive(p / 'o.tar', samples.oci_layout(p / 'o'))}",
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_each_kind_of_source_gives_the_same_files(kind, make, tmp_path, memory):
+    made = make(SOURCES[kind](tmp_path))
+    assert made.fallbacks == []
+    assert made.worked_in == "memory"
+    found = files(made.sif, tmp_path)
+    assert found["bin/setuid"] == "-rwsr-xr-x"
+    assert found["link"] == "lrwxrwxrwx etc/mark"
+    assert {"grüße-日本.txt", samples.LONG, "app/empty", "app/data", "locked/inner"} <= set(found)
+    assert "etc/gone" not in found
+    assert not [name for name in found if ".wh." in name]
+    assert leftovers(memory, tmp_path / "store", Path("/var/tmp")) == []
+
+
+def test_provenance_tells_all_and_no_secret(make, tmp_path):
+    made = make(f"docker-archive:{samples.docker_archive(tmp_path / 'd.tar')}")
+    record = Path(made.sif).with_suffix(".json")
+    assert Provenance.model_validate_json(record.read_text()) == made
+    assert Path(made.sif).stat().st_size == made.size_bytes
+    assert {"sifproof", "apptainer", "mksquashfs", "skopeo"} == set(made.versions)
+    assert made.seconds["total"] >= made.seconds["copy"] + made.seconds["build"]
+    assert made.image.cmd == ["--slots", "5"]
+    assert made.labels["org.example.kind"] == "sample"
+    assert any("zstd" in line for line in made.arguments)
+    assert "s3cret" not in record.read_text() + (tmp_path / "log").read_text()
+
+
+def test_gzip_is_taken_when_asked_for(make, tmp_path):
+    made = make(SOURCES["oci, raw"](tmp_path), compression="gzip", level=1)
+    squashfs = Path(files(made.sif, tmp_path) and tmp_path / "squashfs").read_bytes()
+    assert int.from_bytes(squashfs[20:22], "little") == 1  # the superblock's word for gzip
+
+
+def test_an_unchanged_image_is_not_converted_again_and_a_changed_one_is(make, tmp_path):
+    archive = samples.docker_archive(tmp_path / "d.tar")
+    first = make(f"docker-archive:{archive}")
+    log = (tmp_path / "log").read_text()
+    again = make(f"docker-archive:{archive}")
+    elsewhere = make(f"docker-archive:{samples.docker_archive(tmp_path / 'copy.tar', compression='gz')}")
+    assert (tmp_path / "log").read_text() == log
+    assert again.reused
+    assert elsewhere.reused
+    assert first.sha256 == again.sha256 == elsewhere.sha256
+    assert elsewhere.source.endswith("copy.tar")
+    samples.docker_archive(archive, mark="changed")
+    changed = make(f"docker-archive:{archive}")
+    assert not changed.reused
+    assert changed.key != first.key
+    assert Path(first.sif).exists()
+
+
+def test_a_spoilt_sif_in_the_store_is_converted_again_and_that_is_said(make, tmp_path):
+    source = SOURCES["oci, raw"](tmp_path)
+    first = make(source)
+    content = bytearray(Path(first.sif).read_bytes())
+    content[-1] ^= 1
+    Path(first.sif).write_bytes(content)
+    second = make(source)
+    assert not second.reused
+    assert "content is not what was stored" in second.fallbacks[0]
+    assert make(source).reused
+
+
+def test_a_sif_stays_where_it_is(make, tmp_path):
+    made = make(SOURCES["oci, raw"](tmp_path))
+    own = tmp_path / "own.sif"
+    own.write_bytes(Path(made.sif).read_bytes())
+    before = sorted((tmp_path / "store").glob("*"))
+    found = make(str(own))
+    assert found.sif == str(own)
+    assert found.sha256 == made.sha256
+    assert found.labels["org.example.kind"] == "sample"
+    assert found.architecture == made.architecture
+    assert sorted((tmp_path / "store").glob("*")) == before
+
+
+def test_two_at_once_convert_once(make, tmp_path):
+    source = SOURCES["docker-archive"](tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(make, [source, source]))
+    assert sorted(m.reused for m in made) == [False, True]
+    assert made[0].sha256 == made[1].sha256
+    assert (tmp_path / "log").read_text().count("$ apptainer") == 1
+
+
+def test_damaged_layers_are_the_images_fault_and_nothing_is_lost(make, tmp_path):
+    archive = samples.docker_archive(tmp_path / "d.tar")
+    first = make(f"docker-archive:{archive}")
+    Path(first.sif).write_bytes(b"spoilt")
+    samples.docker_archive(archive, damage=True)
+    with pytest.raises(SifproofError, match=r"skopeo says: .*the whole output is in|Digest") as raised:
+        make(f"docker-archive:{archive}")
+    assert raised.value.fault is Fault.IMAGE
+    assert str(archive) in str(raised.value)
+    assert Path(first.sif).read_bytes() == b"spoilt"
+    assert leftovers(tmp_path / "store", tmp_path / "memory") == []
+
+
+def test_a_step_that_hangs_is_stopped(make, tmp_path, on_path):
+    on_path("skopeo", '#!/bin/sh\n[ "$1" = --version ] && exec REAL "$@"\nexec sleep 600\n')
+    with pytest.raises(SifproofError, match="did not end in time") as raised:
+        make(SOURCES["docker-archive"](tmp_path), timeout_s=0.5)
+    assert raised.value.fault is Fault.INFRASTRUCTURE
+
+
+def test_without_skopeo_apptainer_reads_the_image_itself(make, tmp_path, monkeypatch):
+    find = tools.find
+    monkeypatch.setattr(tools, "find", lambda name: None if name == "skopeo" else find(name))
+    made = make(SOURCES["docker-archive"](tmp_path))
+    assert "no skopeo" in made.fallbacks[0]
+    assert "skopeo" not in made.versions
+    assert "etc/mark" in files(made.sif, tmp_path)
+
+
+def test_without_zstd_it_is_gzip(make, tmp_path, on_path):
+    # What the real program says of a compressor that it lacks, said of zstd.
+    on_path(
+        "mksquashfs",
+        '#!/bin/sh\ncase "$*" in *"-comp zstd"*)\n'
+        "REAL /bin /dev/null -comp lacking 2>&1 | sed s/lacking/zstd/ >&2; exit 1;; esac\n"
+        'exec REAL "$@"\n',
+    )
+    source = SOURCES["oci, raw"](tmp_path)
+    made = make(source)
+    assert made.fallbacks == ["compressed with gzip: mksquashfs knows no zstd"]
+    assert "etc/mark" in files(made.sif, tmp_path)
+    assert make(source).reused
+
+
+def test_root_without_a_capability_builds_as_an_ordinary_user(tmp_path):
+    root, without = os.geteuid() == 0, ["setpriv", "--bounding-set=-mknod"]
+    blobs = [*samples.layers(), samples.layer({"dev": None, "dev/null|": b""})]
+    archive = samples.docker_archive_of(tmp_path / "d.tar", {"x:1": blobs})
+    made = converted(
+        subprocess.run(
+            [*(without if root else []), *command(f"docker-archive:{archive}", tmp_path / "store")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    )
+    assert [f for f in made.fallbacks if "user namespace" in f] == made.fallbacks
+    assert len(made.fallbacks) == root  # others are ordinary users anyway
+    assert "dev/null" in files(made.sif, tmp_path)
+
+
+def test_a_tmpfs_that_is_too_small_is_not_taken(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion.scratch, "memory_available", lambda: 1000)
+    made = make(SOURCES["oci, raw"](tmp_path))
+    assert made.worked_in == "disk"
+    assert "may need" in made.fallbacks[0]
+
+
+def test_a_tmpfs_that_fills_up_makes_it_go_on_on_disk(tmp_path, memory):
+    blobs = [*samples.layers(), samples.layer({"big": os.urandom(3_000_000)})]
+    archive = samples.docker_archive_of(tmp_path / "d.tar", {"x:1": blobs})
+    settings = ConversionSettings(memory=memory)
+    made = converted(
+        subprocess.run(
+            [
+                *in_namespace(f"mount -t tmpfs -o size=4m none {shlex.quote(str(memory))}"),
+                *command(f"docker-archive:{archive}", tmp_path / "store", settings, need="1"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    )
+    assert made.worked_in == "disk"
+    assert made.fallbacks == [f"works on disk: {memory} was full, whatever it promised"]
+    assert "big" in files(made.sif, tmp_path)
+
+
+def test_a_full_disk_is_not_the_images_fault(tmp_path, memory):
+    archive = samples.docker_archive_of(tmp_path / "d.tar", {"x:1": [samples.layer({"big": os.urandom(3_000_000)})]})
+    script = command(f"docker-archive:{archive}", memory / "store", ConversionSettings(memory=None, tmpdir=str(memory)))
+    script[2] = "from sifproof.errors import SifproofError\ntry:\n" + re.sub("(?m)^", "  ", SCRIPT)
+    script[2] += "\nexcept SifproofError as error:\n  print(error.fault.value, error)\n"
+    mount = f"mount -t tmpfs -o size=4m none {shlex.quote(str(memory))}"
+    done = subprocess.run([*in_namespace(mount), *script], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("infrastructure "), done.stdout + done.stderr
+    assert "no space is left" in done.stdout
+    assert str(memory) in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_interrupted_in_the_middle_leaves_nothing_half_and_the_next_call_succeeds(
+    number, make, tmp_path, memory, on_path
+):
+    source = SOURCES["docker-archive"](tmp_path)
+    os.mkfifo(tmp_path / "started")
+    # The real apptainer waits for this one to end, for ever.
+    on_path(
+        "mksquashfs",
+        f'#!/bin/sh\n[ "$1" = -version ] && exec REAL "$@"\necho $$ > {tmp_path}/started\nexec sleep 600\n',
+    )
+    process = subprocess.Popen(
+        command(source, tmp_path / "store", ConversionSettings(memory=memory)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    (tmp_path / "started").read_text()  # opens when the other side does
+    process.send_signal(number)
+    assert process.wait(20) != 0
+    assert list((tmp_path / "store").glob("*.sif")) == []
+    if number != signal.SIGKILL:
+        assert leftovers(memory, tmp_path / "store") == []
+    (tmp_path / "path/mksquashfs").unlink()
+    made = make(source)
+    assert not made.reused
+    assert Path(made.sif).exists()
+    assert leftovers(memory, tmp_path / "store") == []
+
+
+def test_as_an_ordinary_user(tmp_path, memory):
+    """Root gives up its rights first; whoever is no root runs as himself, as in every other test here."""
+    source = SOURCES["docker-archive"](tmp_path)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    store, result = tmp_path / "store", tmp_path / "result"
+    store.mkdir()
+    result.touch()
+    for path in (store, memory, result):
+        path.chmod(0o777)
+    child = os.fork()
+    if child == 0:  # forked, not started: the interpreter itself may lie where only root can read
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+            os.environ |= {"HOME": str(store), "PATH": "/usr/local/bin:/usr/bin:/bin"}
+            made = convert(parse(source), store, ConversionSettings(memory=memory), log=store / "log")
+            result.write_text(made.model_dump_json())
+        except BaseException as error:
+            result.write_text(json.dumps({"error": "".join(traceback.format_exception(error))}))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    made = json.loads(result.read_text())
+    assert "error" not in made, made
+    assert made["fallbacks"] == []
+    assert Path(made["sif"]).stat().st_uid != 0
+    assert files(made["sif"], tmp_path)["bin/setuid"] == "-rwsr-xr-x"
+    assert leftovers(memory, store) == []
