@@ -24,7 +24,7 @@ from sifproof.run import Run
 
 
 def render_job(
-    run: Run, planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, image: str, output: Path
+    run: Run, planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, *, image: str, output: Path
 ) -> None:
     """Write the Nomad job of a sandbox to ``output``; ``image`` is the file that conversion or loading wrote.
 

@@ -18,7 +18,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -126,12 +126,11 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> str:
-    """Write ``verdicts`` to ``path`` as JSON lines; returns how many there are of each word, in words."""
+def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> Counter[Word]:
+    """Write ``verdicts`` to ``path`` as JSON lines; returns how many there are of each word."""
     rows = list(verdicts)
     write_atomically(path, "".join(v.model_dump_json() + "\n" for v in rows))
-    counts = Counter(v.verdict for v in rows)
-    return ", ".join(f"{counts[word]} {word}" for word in get_args(Word) if counts[word]) or "no verdict"
+    return Counter(v.verdict for v in rows)
 
 
 def read_verdicts(path: Path) -> Iterator[Verdict]:

@@ -11,18 +11,21 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from sifproof.errors import Fault, SifproofError
-from sifproof.records import FaultRecord, write_atomically
+from sifproof.records import FaultRecord, Word, write_atomically
 from sifproof.run import Run
 
 Model = TypeVar("Model", bound=BaseModel)
+
+BAD = "✗ "
+"""Begins the last line of a log whose rule succeeded, for only the gate fails a run, but whose outcome is bad."""
 
 
 class Inherited(SifproofError):  # noqa: N818 - it was an error where it arose
@@ -53,13 +56,19 @@ def stage(name: str, snakemake: Any, *, sandbox: str = "", fatal: bool = False) 
         if not isinstance(error, Inherited):
             record(Run(snakemake.params.run).folder, error, name, sandbox)
         write_atomically(output, json.dumps({"fault": FaultRecord.of(error, name, sandbox).model_dump()}) + "\n")
-        print(error, flush=True)
+        print(BAD + str(error), flush=True)
         if fatal:
             sys.exit(error.fault.exit_code)
     except Exception:
         # A fault of sifproof's own: the log has the traceback, the rule fails, the gate's exit code is "incomplete".
         traceback.print_exc()
         sys.exit(Fault.INCOMPLETE.exit_code)
+
+
+def outcome(counts: Mapping[Word, int]) -> str:
+    """The last line of a suite's log: how many verdicts there are of each word."""
+    text = ", ".join(f"{counts[word]} {word}" for word in get_args(Word) if counts.get(word))
+    return text if text and set(counts) <= {"pass", "waived"} else BAD + (text or "no verdict")
 
 
 def record(run: Path, error: SifproofError, name: str, sandbox: str = "") -> None:

@@ -30,6 +30,8 @@ _NOISE = (
     "RuleException:",
     "WorkflowError:\nAt least one job did not complete successfully",
 )
+_BAD = escape("✗ ")
+_DONE, _FAILED = "[green]✓[/]", "[red]✗[/]"
 GATE = "gate"
 """The rule whose log is the verdict: it is shown whole."""
 
@@ -143,7 +145,7 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.JOB_INFO:
             self._begin(fields)
         elif event == LogEvent.JOB_FINISHED:
-            self._end(fields.get("job_id", fields.get("jobid")), "[green]✓[/]")
+            self._end(fields.get("job_id", fields.get("jobid")), _DONE)
         elif event == LogEvent.JOB_ERROR:
             self._fail(fields)
         elif record.levelno >= logging.WARNING and not str(record.msg).lstrip().startswith(_NOISE):
@@ -172,9 +174,14 @@ class LogHandler(LogHandlerBase):
 
     def _outcome(self, job: Job, mark: str, tail: int) -> Iterator[str]:
         lines = [escape(line) for line in (_lines(job.log, 60 if job.rule == GATE else tail) if job.log else [])]
+        if tail == 1 and lines and lines[-1].startswith(_BAD):
+            # The rule succeeded, for only the gate fails a run; what it found is bad all the same.
+            mark, lines = _FAILED, [lines[-1].removeprefix(_BAD)]
         stamp = "" if self._console.is_terminal else f"{time.strftime('%H:%M:%S')} "
         if job.rule == GATE:
-            yield from lines
+            style = "bold green" if mark == _DONE else "bold red"
+            yield f"[{style}]{''.join(lines[:1])}[/]"
+            yield from lines[1:]
         elif tail == 1:
             yield f"{stamp}{mark} {escape(job.title)} [dim]({job.seconds:.1f} s)  {''.join(lines)}[/]"
         else:
@@ -184,6 +191,6 @@ class LogHandler(LogHandlerBase):
     def _fail(self, fields: dict[str, Any]) -> None:
         jobid = fields.get("jobid")
         job = self._running.jobs.get(jobid) if isinstance(jobid, int) else None
-        self._end(jobid, "[red]✗[/]", tail=12)
+        self._end(jobid, _FAILED, tail=12)
         if job is not None and job.rule != GATE and job.log is not None:
             self._console.print(f"    [dim]whole log: {escape(str(job.log))}[/]")

@@ -8,6 +8,8 @@ from pathlib import Path
 from report_samples import NASTY, plan, planned, verdict, verdicts
 from rich.console import Console
 
+from sifproof.errors import Fault
+from sifproof.records import FaultRecord
 from sifproof.report.decision import Decision, decide
 from sifproof.report.terminal import closing_lines, print_closing
 
@@ -44,7 +46,22 @@ def test_no_more_lines_than_asked_for() -> None:
     decision = decide(plan(planned()), rows)
     lines = closing_lines(decision, REPORT, most=5)
     assert len(lines) == 7
-    assert lines[-1] == f"… and {len(decision.reasons) - 5} more in the report"
+    own = [reason for reason in decision.reasons if not reason.follows]
+    assert lines[-1] == f"… and {len(own) - 5} more in the report"
+
+
+def test_a_left_out_sandbox_has_a_line_with_the_reason() -> None:
+    left_out = planned("docker").model_copy(update={"left_out": "No Docker engine answers."})
+    lines = closing_lines(decide(plan(planned(), left_out), verdicts("singularity")), REPORT)
+    assert lines[0].startswith("Accepted: ")
+    assert lines[0].endswith("; left out: docker. Report: results/report.html")
+    assert lines[1:] == ["left out docker: No Docker engine answers."]
+
+
+def test_what_only_follows_from_another_reason_has_none() -> None:
+    crash = FaultRecord(stage="submit", sandbox="singularity", fault=Fault.IMAGE, what="It crashed", todo="mend it")
+    lines = closing_lines(decide(plan(planned()), [], [crash]), REPORT)
+    assert lines == ["Rejected: It crashed. Report: results/report.html", "image singularity: mend it"]
 
 
 def test_colours_on_a_terminal_only() -> None:

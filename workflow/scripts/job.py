@@ -15,7 +15,7 @@ with stages.stage("job", snakemake, sandbox=sandbox):
         stages.read(snakemake.input.plan, Plan).sandbox(sandbox),
         config.load(snakemake.config),
         stages.read(snakemake.input.nomad, Cluster),
-        snakemake.input.image,
-        Path(snakemake.output.job),
+        image=snakemake.input.image,
+        output=Path(snakemake.output.job),
     )
     print(f"submit it by hand: nomad job run -json {snakemake.output.job}")

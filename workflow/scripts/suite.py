@@ -22,4 +22,4 @@ with stages.stage(name, snakemake, sandbox=sandbox):
         earlier=earlier,
         log=sys.stdout,
     )
-    print(write_verdicts(Path(snakemake.output.verdicts), verdicts))
+    print(stages.outcome(write_verdicts(Path(snakemake.output.verdicts), verdicts)))

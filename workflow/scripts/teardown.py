@@ -21,4 +21,4 @@ with stages.stage("teardown", snakemake, sandbox=sandbox):
         collect=Run(snakemake.params.run).folder / "tasks" / sandbox,
         log=sys.stdout,
     )
-    print(write_verdicts(Path(snakemake.output.verdicts), verdicts))
+    print(stages.outcome(write_verdicts(Path(snakemake.output.verdicts), verdicts)))

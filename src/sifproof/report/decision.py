@@ -306,7 +306,7 @@ def _sentence(outcome: Outcome, plan: Plan, counted: Sequence[Verdict], reasons:
         more = sum(not reason.follows for reason in reasons) - 1
         text = reasons[0].text.rstrip(".") + (f" (and {_number(more, 'more reason')})" if more else "")
     if left_out and measured:
-        text += "; left out: " + "; ".join(f"{item.name} ({item.left_out.rstrip('.')})" for item in left_out)
+        text += f"; left out: {_listed([item.name for item in left_out])}"
     opening = {
         Outcome.ACCEPTED: "Accepted",
         Outcome.REJECTED: "Rejected",

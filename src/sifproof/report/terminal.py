@@ -14,14 +14,22 @@ _STYLES = {Outcome.ACCEPTED: "bold green", Outcome.REJECTED: "bold red"}
 
 
 def closing_lines(decision: Decision, report: Path, most: int = 10) -> list[str]:
-    """One line with the verdict and the path of the report, then one for each of the ``most`` weightiest reasons."""
+    """One line with the verdict and the path of the report, then what led to it.
+
+    That is a line for each of the ``most`` weightiest reasons, without those that only follow from another, and one
+    for each sandbox that was left out.
+    """
     lines = [f"{decision.sentence.rstrip('.')}. Report: {report}"]
-    for reason in decision.reasons[:most]:
+    reasons = [reason for reason in decision.reasons if not reason.follows]
+    for reason in reasons[:most]:
         where = " ".join(filter(None, [reason.sandbox or "run", reason.allocation[:8]]))
-        todo = f" → {reason.todo}" if reason.todo else ""
-        lines.append(one_line(f"{reason.fault.value:<14} {where}: {reason.text}{todo}", 400))
-    if len(decision.reasons) > most:
-        lines.append(f"… and {len(decision.reasons) - most} more in the report")
+        # The one reason stands in the sentence already.
+        said = [] if reason.text.rstrip(".") in decision.sentence else [reason.text]
+        lines.append(one_line(f"{reason.fault.value} {where}: {' → '.join(filter(None, [*said, reason.todo]))}", 400))
+    if len(reasons) > most:
+        lines.append(f"… and {len(reasons) - most} more in the report")
+    left_out = [sandbox for sandbox in decision.sandboxes if sandbox.verdict == "not-measured"]
+    lines += [one_line(f"left out {sandbox.name}: {sandbox.reason}", 400) for sandbox in left_out]
     return lines
 
 
