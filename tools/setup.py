@@ -114,9 +114,7 @@ def _tell(faults: list[SifproofError], lacking: list[SifproofError]) -> int:
             origin = f"on PATH, {tool.path}" if tool.origin == "PATH" else ".tools"
             say(f"  {paint('green', 'ok')}  {name:<11} {tool.version:<12} {origin}")
         elif name == "docker":
-            say(
-                f"  {paint('faint', '--')}  {name:<11} {'left out':<12} no engine here; `--docker` or DOCKER=yes brings one"
-            )
+            say(f"  {paint('faint', '--')}  {name:<11} {'left out':<12} no engine here; DOCKER=yes brings one")
         else:
             say(f"  {paint('red', '--')}  {name:<11} {'missing':<12} {tools.NEEDS[name].why}")
     for lack in lacking:

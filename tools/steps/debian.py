@@ -44,7 +44,7 @@ BUNDLES: dict[str, tuple[str, ...]] = {
         *("libattr1", "libaudit1", "libcap-ng0", "libbsd0", "libmd0", "libcrypt1", "libpam0g", "libsemanage2"),
         *("libsepol2", "libbz2-1.0", "libgcc-s1"),
     ),
-    "mmdebstrap": ("mmdebstrap",),  # a script for the machine's own Perl, which git needs too
+    "mmdebstrap": ("mmdebstrap", "debian-archive-keyring"),  # a script for the machine's own Perl, which git needs too
     "docker": (
         *("docker.io", "docker-cli", "containerd", "runc", "tini", "libc6", "libseccomp2", "libsystemd0", "libcap2"),
         "libgcc-s1",
@@ -388,6 +388,7 @@ def _finish_mmdebstrap(fresh: Path, final: Path) -> None:
 # Without newuidmap and a range of user ids mmdebstrap has no way of its own to work for an ordinary user.
 _MMDEBSTRAP = """\
 PATH="$PATH:BUNDLE/usr/bin"
+set -- --keyring='BUNDLE/usr/share/keyrings/debian-archive-keyring.gpg' "$@"
 if [ "$(id -u)" = 0 ] || { command -v newuidmap && grep -q "^$(id -un):" /etc/subuid; } >/dev/null 2>&1; then
     exec 'BUNDLE/usr/bin/mmdebstrap' "$@"
 fi
