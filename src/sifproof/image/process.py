@@ -25,6 +25,8 @@ from sifproof.image import scratch
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# How skopeo, buildah and docker dress up what they say.
+_LOGRUS = re.compile(r'^time="[^"]*" level=\w+ msg="(.*)"$', re.MULTILINE)
 _NOISE = re.compile(r"^(INFO|WARNING|DEBUG|VERBOSE):|^\s*$|^(Copying|Getting|Writing|Storing) ", re.MULTILINE)
 
 
@@ -41,7 +43,8 @@ class ToolFailure(Exception):  # noqa: N818 (it is caught and judged; what reach
     @property
     def last_words(self) -> str:
         """The last lines that speak of an error, else the last that say something; in one line."""
-        lines = [line.strip() for line in self.output.splitlines() if not _NOISE.search(line)]
+        output = _LOGRUS.sub(lambda m: m[1].replace('\\"', '"'), self.output)
+        lines = [line.strip() for line in output.splitlines() if not _NOISE.search(line)]
         errors = [line for line in lines if re.search(r"fatal|error|fail|cannot|unable", line, re.IGNORECASE)]
         said = " | ".join((errors or lines)[-3:])[-600:]
         if self.status is None:

@@ -1,0 +1,104 @@
+"""Images of a registry: a small one of our own that serves an OCI layout and asks for a password."""
+
+import base64
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import image_samples as samples
+import pytest
+
+from sifproof.errors import Fault, SifproofError
+from sifproof.image.convert import convert
+from sifproof.image.digest import digest
+from sifproof.image.source import parse, verify
+
+PASSWORD = "hunter2"
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """Host of a registry that has ``box:1`` and, of two processors, ``box:many``, for the user `me` alone."""
+    layouts = {"1": samples.oci_layout(tmp_path / "one", raw=False)}
+    layouts["many"] = samples.oci_layout(tmp_path / "many", raw=False, index=True)
+    expected = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.headers.get("Authorization") != expected:
+                return self.answer(401, {"errors": [{"code": "UNAUTHORIZED"}]}, {"WWW-Authenticate": 'Basic realm="r"'})
+            if self.path == "/v2/":
+                return self.answer(200, {})
+            kind, name = self.path.removeprefix("/v2/box/").split("/")
+            return self.serve(kind, name)
+
+        do_HEAD = do_GET  # noqa: N815 (as http.server calls it)
+
+        def serve(self, kind: str, name: str) -> None:
+            if kind == "manifests" and name in layouts:
+                name = json.loads((layouts[name] / "index.json").read_text())["manifests"][0]["digest"]
+            for layout in layouts.values():
+                blob = layout / "blobs/sha256" / name.removeprefix("sha256:")
+                if blob.is_file():
+                    content = blob.read_bytes()
+                    media = json.loads(content)["mediaType"] if kind == "manifests" else "application/octet-stream"
+                    return self.answer(200, content, {"Content-Type": media, "Docker-Content-Digest": name})
+            return self.answer(404, {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]})
+
+        def answer(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
+            body = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for header, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+                self.send_header(header, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    host = f"127.0.0.1:{server.server_address[1]}"
+    # TLS is what skopeo asks of every registry that is not named here.
+    configuration = tmp_path / ".config/containers/registries.conf"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text(f'[[registry]]\nlocation = "{host}"\ninsecure = true\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield host
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("tag", ["1", "many"])
+def test_a_registrys_image_is_converted_with_the_same_digest_as_elsewhere(tag, registry, tmp_path):
+    source = parse(f"docker://me:{PASSWORD}@{registry}/box:{tag}")
+    verify(source)
+    found = digest(source)
+    assert found.digest == digest(parse(f"oci:{tmp_path}/one")).digest
+    assert found.layer_bytes > 0
+    log = tmp_path / "log"
+    made = convert(source, tmp_path / "store", log=log)
+    assert made.fallbacks == []
+    assert made.source == f"docker://{registry}/box:{tag}"
+    assert made.manifest_digest == found.manifest_digest
+    assert Path(made.sif).exists()
+    assert PASSWORD not in log.read_text() + Path(made.sif).with_suffix(".json").read_text()
+    assert convert(parse(f"oci:{tmp_path}/one"), tmp_path / "store", log=log).reused
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "fault"),
+    [
+        (f"me:{PASSWORD}@HOST/box:2", "no such image", Fault.CONFIGURATION),
+        ("me:wrong@HOST/box:1", "refuses access", Fault.CONFIGURATION),
+        ("HOST/box:1", "refuses access", Fault.CONFIGURATION),
+        ("127.0.0.1:1/box:1", "refused", Fault.INFRASTRUCTURE),
+    ],
+)
+def test_what_a_registry_refuses(name, said, fault, registry):
+    with pytest.raises(SifproofError, match=said) as raised:
+        verify(parse("docker://" + name.replace("HOST", registry)))
+    assert raised.value.fault is fault
+    assert "wrong" not in str(raised.value)
