@@ -43,8 +43,8 @@ BINDS = ["/usr:/usr:ro"]
 COMMAND = ["/usr/bin/python3", "/app/sandbox_server.py"]
 
 
-def build_sif(folder: Path) -> Path:
-    """A SIF with the server above at /app, and nothing else."""
+def _root(folder: Path) -> Path:
+    """A root file system with the server above at /app, and nothing else."""
     root = folder / "root"
     for name in ("usr", "app", "data", "tmp", "etc", "dev", "proc", "sys", "root", "home", "var/tmp"):
         (root / name).mkdir(parents=True)
@@ -53,14 +53,26 @@ def build_sif(folder: Path) -> Path:
     for name in ("resolv.conf", "hosts", "passwd", "group"):
         (root / "etc" / name).touch()
     (root / "app" / "sandbox_server.py").write_text(SERVER)
+    return root
+
+
+def build_sif(folder: Path) -> Path:
+    """The server as a SIF."""
     sif = folder / "payload.sif"
     subprocess.run(
-        [tools.require("apptainer").path, "-q", "build", sif, root],
+        [tools.require("apptainer").path, "-q", "build", sif, _root(folder)],
         env=tools.environment(),
         check=True,
         capture_output=True,
     )
     return sif
+
+
+def import_image(folder: Path, name: str) -> None:
+    """The server as an image of the Docker engine."""
+    archive = folder / "payload.tar"
+    subprocess.run(["tar", "-C", _root(folder), "-cf", archive, "."], check=True)
+    subprocess.run([tools.require("docker").path, "import", archive, name], check=True, capture_output=True)
 
 
 def shell_job(job_id: str, line: str, port=None, **arguments) -> dict:
@@ -97,7 +109,7 @@ def assert_gone(agent: local.LocalAgent) -> None:
     assert traces.find_mounts(home) == []
     assert not agent.directory.exists()
     assert not runs(agent.agent)
-    assert not runs(agent.supervisor)
+    wait_until(lambda: not runs(agent.supervisor), 2)  # removing the directory is the last that it does
 
 
 def runs(pid: int) -> bool:

@@ -13,11 +13,12 @@ from nomad_payload import BINDS, COMMAND, LISTEN, build_sif, local_agent, new_id
 
 from sifproof import tools
 from sifproof.errors import Fault, SifproofError
+from sifproof.nomad import cleanup, preflight, static_port, submit, teardown, traces
 from sifproof.nomad import job as jobs
-from sifproof.nomad import preflight, static_port, submit, teardown, traces
 from sifproof.nomad.allocations import get_job_allocations
 from sifproof.nomad.client import NotFoundError, RejectedError
 from sifproof.nomad.userns import needs_userns
+from sifproof.run import Run
 
 TOKENS = {"NOMAD_TOKEN": "t0", "HF_TOKEN": "t1", "GITHUB_TOKEN": "t2", "AWS_SECRET_ACCESS_KEY": "t3", "SLURM_JWT": "t4"}
 
@@ -345,3 +346,14 @@ def test_sweep_leaves_the_jobs_of_others(client, tmp_path):
         run(client, job)
     assert teardown.sweep(client, keep=["sifproof-keep-"]) == [ours]
     assert {j["ID"] for j in client.get("jobs")} == {kept, "sifproof-foreign"}
+
+
+def test_the_end_of_a_run_takes_its_jobs_along(agent, client, tmp_path, monkeypatch):
+    this, other = Run(new_id(), tmp_path), Run(new_id(), tmp_path)
+    for owner in (this, other):
+        run(client, shell_job(owner.job_id("a"), LISTEN))
+    cleanup.end_run(this, agent.address)
+    assert [j["ID"] for j in client.get("jobs")] == [other.job_id("a")]
+    monkeypatch.setenv("NOMAD_ADDR", agent.address)
+    assert cleanup.sweep(other) == [f"job {other.job_id('a')}: stopped and purged"]
+    assert cleanup.sweep(other) == []

@@ -23,6 +23,7 @@ from nomad_payload import (
     wait_until,
 )
 
+from sifproof import tools
 from sifproof.errors import SifproofError
 from sifproof.nomad import local, ports, submit, traces
 from sifproof.nomad.job import create_sandbox_job
@@ -36,6 +37,14 @@ def watched():
     yield process
     process.kill()
     process.wait()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path):
+    """A test that fails midway must not leave its agents to the others."""
+    yield
+    for lock in tmp_path.glob("**/lock"):
+        local.stop(lock.parent.name, lock.parent.parent)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +109,7 @@ def test_a_killed_supervisor_takes_the_agent_with_it(tmp_path, watched, sif):
     agent = start(tmp_path, watched.pid)
     processes = run_sandbox(agent, sif)
     os.kill(agent.supervisor, signal.SIGKILL)
-    wait_until(lambda: not runs(agent.agent))
+    wait_until(lambda: not runs(agent.agent) and not runs(agent.supervisor))
     assert local.sweep(tmp_path) == [agent.run]
     gone(agent, processes)
 
@@ -122,7 +131,7 @@ def test_killed_all_at_once(tmp_path, watched, sif):
     processes = run_sandbox(agent, sif)
     for pid in (watched.pid, agent.supervisor, agent.agent):
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not runs(agent.agent))
+    wait_until(lambda: not runs(agent.agent) and not runs(agent.supervisor))
     assert local.sweep(tmp_path) == [agent.run]
     gone(agent, processes)
 
@@ -339,6 +348,35 @@ def test_an_ordinary_user_can_do_all_of_it(sif, ordinary):
     assert end["looked_at"]
     assert (end["processes"], end["mounts"]) == ([], [])
     assert end["port_closed_s"] < 1
+
+
+def test_userns_is_asked_for_where_apptainer_fails_without(sif):
+    plain = subprocess.run(
+        [tools.require("apptainer").path, "-q", "exec", "--containall", "--bind", BINDS[0], sif, "/bin/true"],
+        env=tools.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert needs_userns() == ("equesting capability set" in plain.stderr)
+
+
+@pytest.mark.parametrize(
+    ("uid", "permitted", "needed"),
+    [
+        (0, "all", False),
+        (0, "000001fffeffffff", True),
+        (0, "0000000000000000", True),
+        (1000, "0000000000000000", False),
+    ],
+)
+def test_userns_is_needed_by_a_root_that_lacks_a_capability(tmp_path, uid, permitted, needed):
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    status = tmp_path / "status"
+    status.write_text(
+        f"Name:\tx\nCapPrm:\t{(1 << (last + 1)) - 1 if permitted == 'all' else int(permitted, 16):016x}\n"
+    )
+    assert needs_userns(status, uid) is needed
 
 
 def test_time_from_start_to_ready(tmp_path, watched):

@@ -1,0 +1,108 @@
+"""A cluster that asks for a token: what is told to one who lacks it, and how little will do."""
+
+import json
+import subprocess
+
+import pytest
+import requests
+from nomad_payload import LISTEN, new_id, shell_job, wait_until
+
+from sifproof import tools
+from sifproof.errors import SifproofError
+from sifproof.nomad import local, preflight, submit, teardown, traces
+from sifproof.nomad.client import connect
+from sifproof.nomad.ports import MARK, claim_block
+
+# The smallest policy that a run needs.
+POLICY = """
+namespace "default" { capabilities = ["submit-job", "read-job", "list-jobs", "read-logs", "read-fs"] }
+node { policy = "read" }
+agent { policy = "read" }
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Address and management token of an agent with access control, started by hand with the repository's config."""
+    folder = tmp_path_factory.mktemp("acl")
+    block = claim_block()
+    http, rpc, serf = block.agent
+    additions = {
+        "data_dir": str(folder / "data"),
+        "ports": {"http": http, "rpc": rpc, "serf": serf},
+        "client": {"min_dynamic_port": block.dynamic[0], "max_dynamic_port": block.dynamic[1]},
+        "acl": {"enabled": True},
+    }
+    (folder / "acl.json").write_text(json.dumps(additions))
+    with (folder / "log").open("w") as log:
+        agent = subprocess.Popen(
+            [
+                tools.require("nomad").path,
+                "agent",
+                "-dev",
+                f"-config={local.CONFIGURATION}",
+                f"-config={folder / 'acl.json'}",
+            ],
+            env={**tools.environment(), MARK: f"{folder}/"},
+            stdout=log,
+            stderr=log,
+        )
+    address = f"http://127.0.0.1:{http}"
+
+    def bootstrap():
+        try:
+            answer = requests.post(f"{address}/v1/acl/bootstrap", timeout=5)
+        except requests.ConnectionError:
+            return None
+        return answer.json()["SecretID"] if answer.ok else None
+
+    token = wait_until(bootstrap)
+    with connect(address, token=token, environment={}) as client:
+        preflight.wait_for_node_ready(client, 20)
+    yield address, token
+    agent.terminate()
+    agent.wait()
+    assert traces.find_processes([f"{folder}/"])[f"{folder}/"] == []
+    for point in traces.find_mounts(f"{folder}/"):
+        subprocess.run(["umount", point], check=True)
+    block.lock.close()
+
+
+def small_token(cluster):
+    """A token with no more rights than :data:`POLICY` gives."""
+    address, token = cluster
+    headers = {"X-Nomad-Token": token}
+    name = new_id("policy")
+    requests.post(f"{address}/v1/acl/policy/{name}", json={"Name": name, "Rules": POLICY}, headers=headers, timeout=5)
+    made = requests.post(
+        f"{address}/v1/acl/token", json={"Type": "client", "Policies": [name]}, headers=headers, timeout=5
+    )
+    made.raise_for_status()
+    return made.json()["SecretID"]
+
+
+@pytest.mark.parametrize("token", [None, "11111111-2222-3333-4444-555555555555"])
+def test_without_a_right_it_is_told_which_is_missing(cluster, token):
+    with connect(cluster[0], token=token, environment={}) as client:
+        for call in (lambda: submit.submit(client, shell_job(new_id(), LISTEN)), lambda: preflight.read_nodes(client)):
+            with pytest.raises(SifproofError, match="does not permit it") as caught:
+                call()
+            assert "NOMAD_TOKEN" in caught.value.todo
+            assert "capabilit" in caught.value.todo or "policy has" in caught.value.todo
+            assert token is None or token not in str(caught.value)
+
+
+def test_the_smallest_policy_will_do_for_a_whole_run(cluster, tmp_path):
+    job_id = new_id()
+    with connect(environment={"NOMAD_ADDR": cluster[0], "NOMAD_TOKEN": small_token(cluster)}) as client:
+        assert client.version()
+        assert preflight.check_driver_available(client, "singularity", "dc1")
+        submit.submit(client, shell_job(job_id, 'echo told >&2; echo x > "$NOMAD_ALLOC_DIR/data/x"; ' + LISTEN))
+        (allocation,) = submit.wait_for_allocations(client, job_id, 1, 20)
+        assert client.file(allocation.id, "/alloc/data/x") == b"x\n"
+        wait_until(lambda: "told" in client.logs(allocation.id, allocation.task))
+        report = teardown.stop_and_verify(client, job_id, collect=tmp_path)
+    assert report.purged
+    (end,) = report.allocations
+    assert end.looked_at
+    assert end.processes == []

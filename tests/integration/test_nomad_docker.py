@@ -1,0 +1,137 @@
+"""Sandboxes under Nomad's docker driver, with a real Docker engine (``make test`` starts one where none answers)."""
+
+import os
+import subprocess
+
+import pytest
+import requests
+from nomad_payload import BINDS, COMMAND, import_image, local_agent, new_id, wait_until
+
+from sifproof import tools
+from sifproof.errors import SifproofError
+from sifproof.nomad import preflight, submit, teardown, traces
+from sifproof.nomad.allocations import get_job_allocations
+from sifproof.nomad.job import create_sandbox_job
+
+IMAGE = "sifproof-payload:1"
+
+
+def docker(*words):
+    return subprocess.run(
+        [tools.require("docker").path, *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    import_image(tmp_path_factory.mktemp("image"), IMAGE)
+    yield IMAGE
+    docker("rmi", "--force", IMAGE)
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory):
+    with local_agent(tmp_path_factory.mktemp("nomad")) as started:
+        yield started
+
+
+@pytest.fixture
+def client(agent):
+    with agent.connect() as connected:
+        yield connected
+        for left in connected.get("jobs"):
+            connected.deregister(left["ID"], purge=True)
+
+
+def sandbox(job_id, image=IMAGE, **changes):
+    arguments = {"driver": "docker", "command": COMMAND, "binds": BINDS, "cpu": 50, "memory": 64, **changes}
+    return create_sandbox_job(job_id, image, **arguments)
+
+
+def run(client, job):
+    submit.submit(client, job)
+    (allocation,) = submit.wait_for_allocations(client, job["Job"]["ID"], 1, 30)
+    return allocation
+
+
+def answer(allocation):
+    def ask():
+        try:
+            return requests.get(allocation.url, timeout=5).json()
+        except requests.ConnectionError:
+            return None
+
+    return wait_until(ask)
+
+
+@pytest.mark.parametrize("port", ["auto", 9000])
+def test_a_sandbox_runs_on_a_dynamic_port_and_is_gone_after_the_stop(client, image, tmp_path, port):
+    assert preflight.check_driver_available(client, "docker", "dc1")
+    job_id = new_id()
+    words = ["a b", "$(id)", "${node.unique.id}", "%{x}", "q'\"", "$HOME"]
+    allocation = run(
+        client, sandbox(job_id, port=port, command=[*COMMAND, *words], environment={"GREETING": "a,b=$(id)"})
+    )
+    said = answer(allocation)
+    assert said["words"] == words
+    assert said["cwd"] == "/app"
+    assert said["environment"]["GREETING"] == "a,b=$(id)"
+    assert said["environment"]["NOMAD_PORT_http"] == ("9000" if port == 9000 else "8080")
+    assert allocation.port not in (8080, 9000)
+    assert client.file(allocation.id, "/alloc/data/started") == b"by the server"
+    report = teardown.stop_and_verify(client, job_id, collect=tmp_path)
+    (end,) = report.allocations
+    assert end.looked_at
+    assert (end.processes, end.mounts, end.containers) == ([], [], [])
+    assert end.port_closed_s < 2
+    assert not end.killed
+    assert docker("ps", "--all", "--quiet", "--filter", f"label=com.hashicorp.nomad.alloc_id={allocation.id}") == ""
+
+
+def test_a_forgotten_job_ends_by_itself(client, image, tmp_path):
+    job_id = new_id()
+    run(client, sandbox(job_id, lifetime_s=1.5))
+    ended = wait_until(lambda: next((a for a in get_job_allocations(client, job_id) if a.terminal), None))
+    assert "lifetime" in str(submit.failure_of(client, ended))
+    wait_until(lambda: client.get("job", job_id)["Status"] == "dead")
+    assert teardown.stop_and_verify(client, job_id, collect=tmp_path).purged
+
+
+def test_privileged_is_permitted(client, image):
+    allocation = run(client, sandbox(new_id(), privileged=True))
+    (container,) = traces.find_containers(allocation.id, str(tools.require("docker").path))
+    assert docker("inspect", "--format", "{{.HostConfig.Privileged}}", container.split()[0]) == "true"
+
+
+def test_an_image_that_is_not_there(client):
+    submit.submit(client, sandbox("missing", image="sifproof.invalid/no-such:1"))
+    with pytest.raises(SifproofError, match="could not start") as caught:
+        submit.wait_for_allocations(client, "missing", 1, 60)
+    assert "make the image available" in caught.value.todo
+
+
+def test_a_command_that_is_not_in_the_image(client, image):
+    job = sandbox(new_id(), command=["no-such-program"])
+    submit.submit(client, job)
+    with pytest.raises(SifproofError) as caught:
+        submit.wait_for_allocations(client, job["Job"]["ID"], 1, 30)
+        wait_until(lambda: any(a.terminal for a in get_job_allocations(client, job["Job"]["ID"])))
+        submit.check_alive(client, get_job_allocations(client, job["Job"]["ID"]))
+    assert "exit code 127" in str(caught.value)
+
+
+def test_a_container_that_a_killed_agent_leaves_is_removed(tmp_path_factory, image):
+    folder = tmp_path_factory.mktemp("killed")
+    with local_agent(folder) as own:
+        with own.connect() as client:
+            allocation = run(client, sandbox("left"))
+        label = f"label=com.hashicorp.nomad.alloc_id={allocation.id}"
+        assert docker("ps", "--quiet", "--filter", label)
+        os.kill(own.agent, 9)
+        wait_until(lambda: not own.directory.exists(), 40)
+        assert docker("ps", "--all", "--quiet", "--filter", label) == ""
+
+
+def test_images_are_not_nomads_to_delete(client):
+    (plugin,) = [p for p in client.get("agent", "self")["config"]["Plugins"] if p["Name"] == "docker"]
+    assert plugin["Config"]["gc"] == [{"image": False}]
