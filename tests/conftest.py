@@ -1,0 +1,24 @@
+"""Fixtures for the tests that run the whole pipeline."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("checkout")
+
+from checkout import ROOT, Checkout  # noqa: E402
+
+IMAGES = ROOT / "results" / "images"
+
+
+@pytest.fixture(scope="session")
+def images() -> Path:
+    """The store of images that copies of the project share: each is built once, as a run of this checkout does it."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    return IMAGES
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, images) -> Checkout:
+    """A private copy of the project, one for each module."""
+    return Checkout(tmp_path_factory.mktemp("checkout"), images=images)

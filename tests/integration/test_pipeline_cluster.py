@@ -1,0 +1,176 @@
+"""A cluster that is given: it is used, nothing is started, nothing stays on it, and its token stays a secret."""
+
+import contextlib
+import json
+import os
+import subprocess
+
+import pytest
+import requests
+from checkout import DEAD_ENGINE, ROOT, SINGULARITY, children, command_line, descendants, environ, wait_until
+
+from sifproof import tools
+from sifproof.nomad.ports import claim_block
+
+# As docs/how-to/cluster.md tells people to write it.
+POLICY = """
+namespace "default" {
+  capabilities = ["submit-job", "read-job", "list-jobs", "read-logs", "read-fs"]
+}
+node { policy = "read" }
+"""
+
+
+class Cluster:
+    """An agent as a person starts it from ``nomad-singularity.hcl``, with access control."""
+
+    def __init__(self, address: str, agent: subprocess.Popen, management: str) -> None:
+        self.address, self.agent, self._management = address, agent, management
+
+    def ask(self, method: str, path: str, **body):
+        answer = requests.request(
+            method, f"{self.address}/v1/{path}", headers={"X-Nomad-Token": self._management}, timeout=10, **body
+        )
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def token(self) -> str:
+        """A token that may just what the documentation says is needed."""
+        self.ask("post", "acl/policy/sifproof", json={"Name": "sifproof", "Rules": POLICY})
+        return self.ask("post", "acl/token", json={"Name": "gate", "Type": "client", "Policies": ["sifproof"]})[
+            "SecretID"
+        ]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    block = claim_block()
+    http, rpc, serf = block.agent
+    settings = {
+        "acl": {"enabled": True},
+        "data_dir": str(folder / "data"),
+        "ports": {"http": http, "rpc": rpc, "serf": serf},
+        "client": {"min_dynamic_port": block.dynamic[0], "max_dynamic_port": block.dynamic[1]},
+    }
+    (folder / "own.json").write_text(json.dumps(settings))
+    environment = {k: v for k, v in tools.environment().items() if not k.startswith("NOMAD_")} | DEAD_ENGINE
+    with (folder / "log").open("wb") as log:
+        agent = subprocess.Popen(
+            [
+                tools.require("nomad").path,
+                "agent",
+                "-dev",
+                f"-config={ROOT}/nomad-singularity.hcl",
+                f"-config={folder}/own.json",
+            ],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        address = f"http://127.0.0.1:{http}"
+
+        def bootstrapped():
+            assert agent.poll() is None, (folder / "log").read_text()
+            with contextlib.suppress(requests.RequestException):
+                answer = requests.post(f"{address}/v1/acl/bootstrap", timeout=5)
+                return answer.json()["SecretID"] if answer.ok else None
+
+        cluster = Cluster(address, agent, wait_until(bootstrapped, 60))
+        wait_until(lambda: [n for n in cluster.ask("get", "nodes") if n["Status"] == "ready"], 60)
+        yield cluster
+    finally:
+        agent.terminate()
+        agent.wait(30)
+        block.lock.close()
+
+
+@pytest.fixture(scope="module")
+def secrets(cluster):
+    return {"NOMAD_ADDR": cluster.address, "NOMAD_TOKEN": cluster.token(), **DEAD_ENGINE}
+
+
+@pytest.fixture(scope="module")
+def seen(checkout, cluster, secrets):
+    """A run on the cluster, and the environment of every process that it made the agent start."""
+    environments: dict[str, bytes] = {}
+    agents = set()
+    started = checkout.start(*SINGULARITY, **secrets)
+    try:
+        while started.keeper.poll() is None:
+            for pid in descendants(cluster.agent.pid):
+                if variables := environ(pid):
+                    environments[command_line(pid)] = variables
+            agents |= {pid for pid in descendants(started.keeper.pid) if "nomad agent" in command_line(pid)}
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.keeper.wait(0.05)
+        return started.wait(), environments, agents
+    finally:
+        started.end()
+
+
+def test_the_given_cluster_is_used_and_left_as_it_was(seen, cluster):
+    outcome, _, agents = seen
+    assert outcome.exit_code == 0, outcome
+    assert agents == set()
+    assert outcome.allocations("singularity")
+    assert outcome.verdict["nomad"] == {"address": cluster.address, "version": outcome.verdict["nomad"]["version"], "local": False}
+    assert cluster.agent.poll() is None
+    assert cluster.ask("get", "jobs") == []
+    # Nomad's own helpers go when it forgets the allocation.
+    cluster.ask("put", "system/gc")
+    wait_until(lambda: children(cluster.agent.pid) == [])
+
+
+def test_processes_and_mounts_of_a_cluster_on_this_machine_are_looked_at(seen):
+    outcome, _, _ = seen
+    words = {v["check"]: v["verdict"] for v in outcome.verdicts}
+    assert words["teardown.processes"] == words["teardown.mounts"] == "pass"
+
+
+def test_the_token_is_in_no_task_no_file_and_no_output(seen, checkout, secrets):
+    outcome, environments, _ = seen
+    token = secrets["NOMAD_TOKEN"].encode()
+    servers = [v for command, v in environments.items() if "python3 /app/sandbox_server.py" in command]
+    assert servers, sorted(environments)
+    assert [command for command, variables in environments.items() if token in variables] == []
+    assert token not in outcome.output.encode()
+    holding = [
+        path
+        for folder in (checkout.results, checkout.root / ".snakemake")
+        for path in folder.rglob("*")
+        if path.is_file() and token in path.read_bytes()
+    ]
+    assert holding == []
+
+
+def test_a_driver_that_no_node_has(checkout, secrets):
+    before = checkout.reports()
+    outcome = checkout.gate("--config", "driver=docker", **secrets)
+    assert outcome.exit_code == 3, outcome
+    assert "No node can run driver docker" in outcome.output
+    assert {p.name for p in outcome.folder.iterdir()} <= {"logs", "faults", "plan.json"}
+    assert checkout.reports() == before
+
+
+def test_a_token_that_may_nothing(checkout, cluster):
+    before = checkout.reports()
+    outcome = checkout.gate(*SINGULARITY, **DEAD_ENGINE, NOMAD_ADDR=cluster.address, NOMAD_TOKEN="0" * 8 + "-0000" * 3 + "-" + "0" * 12)
+    assert outcome.exit_code == 3, outcome
+    assert "NOMAD_TOKEN" in outcome.output
+    assert checkout.reports() == before
+
+
+def test_an_interrupted_run_leaves_no_job_on_the_cluster(checkout, cluster, secrets):
+    started = checkout.start(*SINGULARITY, **secrets)
+    try:
+        started.reached("singularity.bash.log")
+        os.killpg(started.group, 2)
+        outcome = started.wait()
+    finally:
+        started.end()
+    assert outcome.exit_code == 4
+    assert [job for job in cluster.ask("get", "jobs") if job["Status"] != "dead"] == []
+    assert checkout.reports() == {}
