@@ -59,6 +59,9 @@ def stage(name: str, snakemake: Any, *, sandbox: str = "", fatal: bool = False) 
         print(BAD + str(error), flush=True)
         if fatal:
             sys.exit(error.fault.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        sys.exit(Fault.INCOMPLETE.exit_code)
     except Exception:
         # A fault of sifproof's own: the log has the traceback, the rule fails, the gate's exit code is "incomplete".
         traceback.print_exc()

@@ -144,8 +144,12 @@ class Client:
             )
 
     def version(self) -> str:
-        """The version of the agent at the address, as ``1.11.2``."""
-        return str(self.get("agent", "self")["config"]["Version"]["Version"])
+        """The version of the cluster, as ``1.11.2``: the oldest of its ready nodes; empty where it has none.
+
+        The agent at the address would tell its own too, but only to a token with ``agent { policy = "read" }``.
+        """
+        versions = [str(node["Version"]) for node in self.get("nodes") if node["Status"] == "ready"]
+        return min(versions, key=lambda version: [int(n) for n in re.findall(r"\d+", version)], default="")
 
     def file(self, allocation: str, path: str) -> bytes:
         """The content of ``path`` in the directory of ``allocation``, such as ``/alloc/data/slot_0/x``.

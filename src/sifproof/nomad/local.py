@@ -199,6 +199,9 @@ def stop(run: str, directory: Path = DIRECTORY) -> None:
                 signal.pidfd_send_signal(descriptor, signal.SIGTERM)
                 traces.wait_ended([descriptor], end - time.monotonic())
     sweep(directory.resolve())
+    if home.exists() and not is_locked(home):
+        # Interrupted before there was a supervisor; one that is on its way ends without the directory.
+        clear(home)
     if home.exists():
         raise SifproofError(
             f"The local Nomad agent of run {run} is still there after {_GONE_S:g} s",
