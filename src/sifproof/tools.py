@@ -169,7 +169,8 @@ def _candidates(name: str) -> Iterator[Tool]:
     commands = NEEDS[name].commands or (name,)
     own: list[tuple[Path, Origin]] = [(f / c, "PATH") for c in commands for f in _path_without_ours()]
     for path, origin in [*own, (root() / "bin" / name, ".tools")]:
-        if path.is_file() and os.access(path, os.X_OK):
+        # In this order: access() says no where is_file() raises, in a folder that can't be entered.
+        if os.access(path, os.X_OK) and path.is_file():
             yield Tool(name, path, version_of(name, path), origin)
 
 
