@@ -12,7 +12,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 from .protocol import Fields
 from .workspace import Location, OutsideError, TooDeepError, Workspace, WrongKindError
@@ -139,9 +139,10 @@ def answer(work: Callable[[Workspace, Fields], Answer], workspace: Workspace, fi
     except TooDeepError:
         raise ArtifactError(413, "The directories lie too deep in each other") from None
     except OSError as error:
+        if error.errno is None:
+            raise
         status = {errno.ENOENT: 404, errno.ENOTDIR: 404, errno.EACCES: 403, errno.EPERM: 403}
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise ArtifactError(status.get(error.errno or 0, 400), reason) from None
+        raise ArtifactError(status.get(error.errno, 400), os.strerror(error.errno)) from None
 
 
 class _BoundedBuffer(io.BytesIO):
@@ -158,19 +159,14 @@ class _BoundedBuffer(io.BytesIO):
         return written
 
 
-class _Padded(io.RawIOBase):
-    """A file of exactly ``size`` bytes, whatever happens to it meanwhile: a shorter one is filled up with zeros."""
+class _Padded:
+    """A file that never ends: one that became shorter since its size was written down is filled up with zeros."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor = descriptor
-        self._left = size
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
 
-    def read(self, size: int = -1) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
-        data = os.read(self._descriptor, wanted)
-        data = data if data else bytes(wanted)
-        self._left -= len(data)
-        return data
+    def read(self, size: int = 0, /) -> bytes:
+        return self._stream.read(size).ljust(size, b"\0")
 
 
 def _add(tar: tarfile.TarFile, entry: Location, status: os.stat_result) -> None:
@@ -185,9 +181,9 @@ def _add(tar: tarfile.TarFile, entry: Location, status: os.stat_result) -> None:
         info.linkname = os.readlink(entry.name, dir_fd=entry.directory)
         tar.addfile(info)
     else:
-        with entry.open() as (descriptor, now):
+        with entry.open() as (descriptor, now), os.fdopen(os.dup(descriptor), "rb") as stream:
             info.size = min(now.st_size, _MAX_BYTES_TO_PACK)
-            tar.addfile(info, io.BufferedReader(_Padded(descriptor, info.size)))
+            tar.addfile(info, _Padded(stream))
 
 
 def _hash(stream: io.BufferedReader) -> str:

@@ -17,6 +17,13 @@ import ctypes
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    Handler = Callable[[int, FrameType | None], object] | int | None
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -80,13 +87,13 @@ def end_descendants() -> None:
             return
 
 
-def start(user: int, group: int, command: list[str], terminate: signal.Handlers) -> int:
+def start(user: int, group: int, command: list[str], on_terminate: Handler) -> int:
     """Start the command as the user; returns its process id."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGTERM, on_terminate)
         for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(ignored_by_python, signal.SIG_DFL)
         if user >= 0:
@@ -135,4 +142,5 @@ def main(status_fd: int, user: int, group: int, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *map(int, sys.argv[2].split(":")), sys.argv[3:])
+    by_user, by_group = sys.argv[2].split(":")
+    main(int(sys.argv[1]), int(by_user), int(by_group), sys.argv[3:])

@@ -104,7 +104,8 @@ class Workspace:
     @contextlib.contextmanager
     def locate(self, path: str, *, make_parents: bool = False) -> Iterator[Location]:
         """The entry that ``path`` leads to; it need not exist, its directory must (or is made)."""
-        if "\0" in path:
+        # What leaves the workspace by its words alone is refused whether or not it exists.
+        if "\0" in path or os.path.normpath(path).split("/")[0] == "..":
             raise OutsideError
         current = os.open(self.root, _PASS_THROUGH)
         walked: list[str] = []
