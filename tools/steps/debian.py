@@ -51,6 +51,21 @@ BUNDLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# What each bundle gives to .tools/bin.
+_PROGRAMS = {
+    "apptainer": {
+        "apptainer": "usr/bin/apptainer",
+        "singularity": "usr/bin/apptainer",  # spython knows no other name
+        **{
+            name: f"usr/bin/{name}"
+            for name in ("mksquashfs", "unsquashfs", "squashfuse_ll", "squashfuse", "fuse-overlayfs")
+        },
+    },
+    "images": {"skopeo": "usr/bin/skopeo", "buildah": "buildah"},
+    "mmdebstrap": {"mmdebstrap": "mmdebstrap"},
+    "docker": {"docker": "usr/bin/docker"},
+}
+
 
 @dataclass(frozen=True)
 class Package:
@@ -93,9 +108,14 @@ def unpack(bundle: str, before: Callable[[], None] = lambda: None) -> None:
     folder = places.TOOLS / "debian" / bundle
     packages = pinned(bundle)
     stamp = places.digest(Path(__file__), _ROOTLESS, str(folder), "\n".join(map(str, packages)))
-    if places.made_of(folder) == stamp:
-        return
-    before()
+    if places.made_of(folder) != stamp:
+        before()
+        _make(bundle, packages, folder, stamp)
+    for name, program in _PROGRAMS.get(bundle, {}).items():
+        places.link(name, folder / program)
+
+
+def _make(bundle: str, packages: list[Package], folder: Path, stamp: str) -> None:
     with Step(bundle, f"unpacking {_count(len(BUNDLES[bundle]))}", places.LOGS) as step:
         files = _fetch(step, bundle, packages)
         with places.building(folder, stamp) as fresh:
@@ -331,7 +351,7 @@ def _is_program(path: Path) -> bool:
     return head.startswith(b"\x7fELF") and b"/ld-linux" in head
 
 
-def _finish_apptainer(fresh: Path, final: Path) -> None:
+def _finish_apptainer(fresh: Path, _final: Path) -> None:
     # Debian builds it with /etc and /var outside its prefix; it finds them from where it lies through these.
     for name, target in {
         "usr/etc": "../etc",
@@ -341,9 +361,6 @@ def _finish_apptainer(fresh: Path, final: Path) -> None:
     }.items():
         if not (fresh / name).exists():
             (fresh / name).symlink_to(target)
-    for name in ("apptainer", "mksquashfs", "unsquashfs", "squashfuse_ll", "squashfuse", "fuse-overlayfs"):
-        places.link(name, final / "usr/bin" / name)
-    places.link("singularity", final / "usr/bin/apptainer")  # spython knows no other name
 
 
 # Where the machine has no signature policy, buildah refuses to work, and only an option of its subcommands names one.
@@ -369,8 +386,6 @@ def _finish_images(fresh: Path, final: Path) -> None:
     # buildah does not start without its network helper, even where it sets up no network, and looks below / only.
     (fresh / "containers.conf").write_text(f'[engine]\nhelper_binaries_dir = ["{final}/usr/lib/podman"]\n')
     _write_wrapper(fresh / "buildah", _BUILDAH.replace("BUNDLE", str(final)))
-    places.link("skopeo", final / "usr/bin/skopeo")
-    places.link("buildah", final / "buildah")
 
 
 def _finish_mmdebstrap(fresh: Path, final: Path) -> None:
@@ -382,7 +397,6 @@ def _finish_mmdebstrap(fresh: Path, final: Path) -> None:
         fresh / "mmdebstrap",
         _MMDEBSTRAP.replace("BUNDLE", str(final)).replace("PYTHON", sys.executable),
     )
-    places.link("mmdebstrap", final / "mmdebstrap")
 
 
 # Without newuidmap and a range of user ids mmdebstrap has no way of its own to work for an ordinary user.
@@ -396,10 +410,6 @@ exec 'PYTHON' 'BUNDLE/rootless.py' 'BUNDLE/usr/bin/mmdebstrap' "$@"
 """
 
 
-def _finish_docker(_fresh: Path, final: Path) -> None:
-    places.link("docker", final / "usr/bin/docker")
-
-
 def _write_wrapper(path: Path, text: str) -> None:
     path.write_text(f"#!/bin/sh\n{text.rstrip()}\n")
     path.chmod(0o755)
@@ -409,7 +419,6 @@ _FINISH = {
     "apptainer": _finish_apptainer,
     "images": _finish_images,
     "mmdebstrap": _finish_mmdebstrap,
-    "docker": _finish_docker,
 }
 
 

@@ -87,7 +87,8 @@ class Step:
         with self.log.open("a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(words)}\n")
             process = subprocess.Popen(
-                words,
+                # What set-up started must not go on behind the next call where this process is killed.
+                ["setpriv", "--pdeathsig", "KILL", *words],
                 env=env,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,

@@ -105,10 +105,16 @@ def _has_pip() -> bool:
 
 
 def _make_empty(step: Step) -> None:
+    # Renamed before it is removed, marked before it gets its name: at no moment does it look like somebody else's.
+    old, new = VENV.with_name(".venv.old"), VENV.with_name(".venv.new")
+    for remains in (old, new):
+        shutil.rmtree(remains, ignore_errors=True)
     if VENV.exists():
-        shutil.rmtree(VENV)
-    VENV.mkdir()
-    places.mark(VENV, "unfinished")
+        VENV.rename(old)
+        shutil.rmtree(old)
+    new.mkdir()
+    places.mark(new, "unfinished")
+    new.rename(VENV)
     flags = [] if _has_pip() else ["--without-pip"]
     if importlib.util.find_spec("venv") is None:
         raise SifproofError(
