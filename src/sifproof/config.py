@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sifproof.errors import Fault, SifproofError
 
@@ -37,6 +37,16 @@ def _words(value: object) -> object:
     return re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
 
 
+def _without_password(image: str) -> str:
+    if re.match(r"docker://[^/]*@", image):
+        # Not shown: what is wrong with it is that it must not be shown.
+        raise ValueError("a password does not belong into an image's name; use `skopeo login` or `docker login`")
+    return image
+
+
+Image = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+
+
 class Section(BaseModel):
     """A mapping of the config: unknown keys are errors, numbers are not guessed from words."""
 
@@ -47,9 +57,8 @@ class Sandbox(Section):
     """One image under one driver."""
 
     driver: Driver = Field(description="`singularity` (Nomad's raw_exec running apptainer) or `docker`")
-    image: str = Field(
+    image: Image = Field(
         default=REFERENCE,
-        min_length=1,
         description="`reference`, `docker-daemon:NAME:TAG`, `docker-archive:FILE`, `oci:FOLDER`, "
         "`oci-archive:FILE`, `docker://NAME:TAG`, or the path of a `.sif`",
     )
@@ -128,7 +137,7 @@ class Conversion(Section):
 class Reference(Section):
     """The reference image of `sandbox/`."""
 
-    base: str | None = Field(
+    base: Image | None = Field(
         default=None,
         description="image to build on, as buildah names it; absent: one made from Debian packages, without a registry",
     )
@@ -144,8 +153,8 @@ class Settings(Section):
         description="suites to run; teardown is always checked",
     )
     driver: Driver | None = Field(default=None, description="run only the sandboxes of this driver")
-    image: str | None = Field(default=None, description="image of every sandbox, in place of its own")
-    singularity_image: str | None = Field(
+    image: Image | None = Field(default=None, description="image of every sandbox, in place of its own")
+    singularity_image: Image | None = Field(
         default=None,
         description="image of the singularity sandboxes, in place of their own: a `.sif`, or any other source",
     )

@@ -102,6 +102,13 @@ def test_other_wrong_keys(mapping: dict[str, Any], said: str) -> None:
     assert said in refusal(mapping)
 
 
+@pytest.mark.parametrize("key", ["image", "singularity_image"])
+def test_a_password_in_an_image_is_refused_and_not_shown(key: str) -> None:
+    text = refusal(settings(**{key: "docker://me:hunter2@registry.example.org/box"}))
+    assert "skopeo login" in text
+    assert "hunter2" not in text
+
+
 def test_two_sandboxes_on_one_static_port_are_both_named() -> None:
     mapping = {"sandboxes": {name: {"driver": "singularity", "port": 9000} for name in ("a", "b")}}
     text = refusal(mapping)

@@ -2,6 +2,7 @@
 
 from sifproof import pipeline, stages
 from sifproof.image import digest, source
+from sifproof.image.provenance import SifStore
 from sifproof.image.records import SourceImage
 from sifproof.records import Plan
 from sifproof.run import Run
@@ -14,6 +15,6 @@ with stages.stage("source", snakemake, sandbox=sandbox):
         named = stages.read_document(snakemake.input.reference)["source"]
     image = source.parse(named)
     source.verify(image)
-    found = digest.digest(image, pipeline.sif_store(run))
+    found = digest.digest(image, SifStore(pipeline.sif_store(run)).digests)
     stages.write(snakemake.output.source, SourceImage(source=named, digest=found))
     print(found.digest)
