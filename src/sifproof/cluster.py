@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof import config
 from sifproof.nomad.allocations import Allocation
-from sifproof.nomad.client import Client, connect
+from sifproof.nomad.client import Client, connect, is_loopback
 
 
 class Cluster(BaseModel):
@@ -17,6 +19,10 @@ class Cluster(BaseModel):
     address: str
     version: str
     local: bool = Field(description="whether the run started the agent itself, on this machine")
+
+    def is_here(self) -> bool:
+        """Whether its agent runs on this machine: started by the run, or reached over loopback."""
+        return self.local or is_loopback(urlsplit(self.address).hostname or "")
 
     def connect(self, settings: config.Nomad) -> Client:
         """A client of it; a local agent needs none of the environment's tokens and certificates."""

@@ -48,8 +48,8 @@ def _job(
 ) -> dict[str, Any]:
     sandbox = settings.selected()[planned.name]
     singularity = sandbox.driver == "singularity"
-    # Asked of this machine alone: on a cluster the nodes are not at hand.
-    userns = cluster.local and needs_userns() if sandbox.userns == "auto" else sandbox.userns
+    # Asked of this machine alone: other nodes of a cluster are not at hand.
+    userns = cluster.is_here() and needs_userns() if sandbox.userns == "auto" else sandbox.userns
     return job.create_sandbox_job(
         planned.job_id,
         name,

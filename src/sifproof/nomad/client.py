@@ -76,7 +76,7 @@ class Client:
         self.region = region
         session = requests.Session()
         # As Nomad's own command line does: a proxy is for the world outside, not for this machine.
-        session.trust_env = not _is_loopback(parts.hostname)
+        session.trust_env = not is_loopback(parts.hostname)
         if server_name:
             session.mount("https://", _ServerName(server_name))
         settings: dict[str, Any] = {
@@ -326,7 +326,8 @@ def _without_password(address: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, an address or a name, is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

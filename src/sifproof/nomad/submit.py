@@ -18,6 +18,7 @@ from sifproof.nomad.preflight import describe_nodes
 
 _LIFETIME_OVER = "124"
 _LOG_LINES = 8
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def submit(client: Client, job: Mapping[str, Any]) -> str:
@@ -259,7 +260,7 @@ def last_words(client: Client, allocation: Allocation) -> str:
         text = client.logs(allocation.id, allocation.task, "stderr", 4096)
     except SifproofError as error:  # a node that is gone can't be asked; the crash is the news
         return f"(not readable: {error})"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
     return " | ".join(lines[-_LOG_LINES:])
 
 
