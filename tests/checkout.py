@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -112,10 +113,11 @@ class Started:
             left = [f"{pid} {command_line(pid)}" for pid in descendants(self.keeper.pid)]
             self.end()
             raise AssertionError(f"left after {within_s:g} s: {left}\n{self.output()}") from None
-        text, _, code = self.output().rpartition("\nkeeper: exit code ")
+        # What the run left behind when it was killed may still have written after that.
+        text, code, later = re.split(r"\nkeeper: exit code (-?\d+)\n", self.output(), maxsplit=1)
         assert self._checkout.traces() == []
         self._output.unlink()
-        return Outcome(self.run, int(code), text)
+        return Outcome(self.run, int(code), text + later)
 
     def end(self) -> None:
         """Kill whatever is left."""
