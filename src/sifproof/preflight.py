@@ -21,6 +21,9 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
     """
     used = {name: tools.require(name) for name in _needed_tools(settings)}
     address, version, why_not = _look_at_cluster(settings)
+    docker = any(s.driver == "docker" and name not in why_not for name, s in settings.selected().items())
+    # What a run does without, more slowly or not at all.
+    used |= {name: tool for name in ("skopeo", *(["docker"] if docker else [])) if (tool := tools.find(name))}
     sandboxes = []
     for name, sandbox in settings.selected().items():
         left_out = why_not.get(name)
