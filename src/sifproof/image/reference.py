@@ -37,7 +37,7 @@ SUITE = "bookworm"
 PACKAGES = ("python3-minimal", "python3-aiohttp", "bubblewrap", "bash", "findutils", "ca-certificates")
 
 # Part of every key: to be raised when the same input is to give another image.
-_RECIPE = 1
+_RECIPE = 2
 _NOT_INSTALLED = ("/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*")
 # usrmerge, which an older system would need to move /bin into /usr, brings all of Perl; here it is moved beforehand.
 _MERGE_USR = (
@@ -133,8 +133,7 @@ class _Build:
                 seconds=self.seconds | {"total": round(time.monotonic() - begin, 3)},
             )
             (new / "reference.json").write_text(built.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            shutil.rmtree(home, ignore_errors=True)
-            new.rename(home)
+            _put(new, home)
         self._forget_unused(home)
         return built
 
@@ -163,8 +162,7 @@ class _Build:
                 # The layer's date in the image's history, and so its digest, comes from here.
                 os.utime(new / tar.name, (0, 0))
                 (new / listed.name).write_text(_packages(new / tar.name), encoding="utf-8")
-                shutil.rmtree(home, ignore_errors=True)
-                new.rename(home)
+                _put(new, home)
         return listed.read_text(encoding="utf-8"), tar
 
     def _build(self, base: str, layout: Path, work: Path, packages: str) -> None:
@@ -197,22 +195,12 @@ class _Build:
             short.write_text(_without_run(containerfile.read_text(encoding="utf-8")), encoding="utf-8")
             said += ", without its RUN steps, for lack of a range in /etc/subuid"
             self._run("build", said, "buildah", [*arguments, "--file", str(short), str(self.context)], work)
-        archive = work / "image.tar"
-        self._run(
-            "push",
-            "taking the image out of buildah",
-            "buildah",
-            [*storage, "push", "reference", f"docker-archive:{archive}"],
-            work,
-        )
-        copy = ["--insecure-policy", "copy", "--dest-oci-accept-uncompressed-layers"]
-        self._run(
-            "layout",
-            "laying out the image's layers",
-            "skopeo",
-            [*copy, f"docker-archive:{archive}", f"oci:{layout}:latest"],
-            work,
-        )
+        # As a folder, because buildah compresses what it pushes to other places, or skopeo misnames it afterwards.
+        pushed = f"dir:{work / 'image'}"
+        push = [*storage, "push", "--disable-compression", "reference", pushed]
+        self._run("push", "taking the image out of buildah", "buildah", push, work)
+        copy = ["--insecure-policy", "copy", "--dest-oci-accept-uncompressed-layers", pushed, f"oci:{layout}:latest"]
+        self._run("layout", "laying out the image's layers", "skopeo", copy, work)
 
     @contextmanager
     def _work(self) -> Iterator[Path]:
@@ -262,6 +250,13 @@ class _Build:
         for other in self.folder.glob("image-*"):
             if other != home and time.time() - other.stat().st_mtime > _KEEP_UNUSED_S:
                 scratch.remove(other)
+
+
+def _put(made: Path, home: Path) -> None:
+    """Give ``made`` its name, readable to others as far as this process makes files so."""
+    made.chmod(0o755)
+    shutil.rmtree(home, ignore_errors=True)
+    made.rename(home)
 
 
 def _mmdebstrap(target: str) -> list[str]:
