@@ -295,6 +295,9 @@ def _clear(folder: Path) -> None:
             with contextlib.suppress(OSError):
                 group.rmdir()
     shutil.rmtree(folder, ignore_errors=True)
+    for emptied in ("docker/plugins", "docker", "containerd"):  # made by any engine; left alone where one is in use
+        with contextlib.suppress(OSError):
+            Path("/run", emptied).rmdir()
 
 
 def _sweep(base: Path) -> None:

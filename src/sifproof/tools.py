@@ -29,7 +29,7 @@ class Need:
     """What is asked of one tool.
 
     ``version`` is what makes it tell its version, ``says`` what its answer must hold (others have taken the same name),
-    ``commands`` the names it goes by, ``companions`` the programs beside it in ``.tools/bin`` that it calls itself.
+    ``commands`` the names it goes by.
     """
 
     why: str
@@ -37,7 +37,6 @@ class Need:
     version: tuple[str, ...] = ("--version",)
     says: str = ""
     commands: tuple[str, ...] = ()
-    companions: tuple[str, ...] = ()
 
 
 NEEDS: dict[str, Need] = {
@@ -46,7 +45,6 @@ NEEDS: dict[str, Need] = {
         "it makes and runs the .sif",
         "1.2",
         commands=("apptainer", "singularity"),
-        companions=("squashfuse_ll", "squashfuse", "fuse-overlayfs", "unsquashfs"),
     ),
     "mksquashfs": Need(
         "it packs the file system of the .sif, zstd among its ways", "4.4", ("-version",), "mksquashfs version"
@@ -106,8 +104,6 @@ def environment() -> dict[str, str]:
     for name, need in NEEDS.items():
         if tool := find(name):
             links |= {command: str(tool.path) for command in need.commands or (name,)}
-            if tool.origin == ".tools":
-                links |= {c: str(p) for c in need.companions if (p := root() / "bin" / c).exists()}
     folders = [str(_folder_of(links)), *map(str, _path_without_ours())]
     return os.environ | {"PATH": os.pathsep.join(folders)}
 

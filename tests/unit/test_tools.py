@@ -129,7 +129,6 @@ def test_environment_puts_the_chosen_first_and_nothing_else(machine: Path) -> No
     own = program(machine / "bin", "nomad", "Nomad v1.9.0")
     program(machine / "bin", "apptainer", "apptainer version 1.0.0")
     made = program(machine / "tools/bin", "apptainer", "apptainer version 1.4.5")
-    program(machine / "tools/bin", "squashfuse_ll", "")
     first, *rest = tools.environment()["PATH"].split(os.pathsep)
     assert rest == [str(machine / "bin")]
     chosen = {link.name: link.readlink() for link in Path(first).iterdir()}
@@ -137,7 +136,6 @@ def test_environment_puts_the_chosen_first_and_nothing_else(machine: Path) -> No
         "nomad": own,
         "apptainer": made,
         "singularity": made,
-        "squashfuse_ll": machine / "tools/bin/squashfuse_ll",
     }
 
 

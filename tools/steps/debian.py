@@ -51,15 +51,13 @@ BUNDLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+_CALLED_BY_APPTAINER = ("mksquashfs", "unsquashfs", "squashfuse_ll", "squashfuse", "fuse-overlayfs")
 # What each bundle gives to .tools/bin.
 _PROGRAMS = {
     "apptainer": {
         "apptainer": "usr/bin/apptainer",
         "singularity": "usr/bin/apptainer",  # spython knows no other name
-        **{
-            name: f"usr/bin/{name}"
-            for name in ("mksquashfs", "unsquashfs", "squashfuse_ll", "squashfuse", "fuse-overlayfs")
-        },
+        "mksquashfs": "usr/bin/mksquashfs",
     },
     "images": {"skopeo": "usr/bin/skopeo", "buildah": "buildah"},
     "mmdebstrap": {"mmdebstrap": "mmdebstrap"},
@@ -361,6 +359,10 @@ def _finish_apptainer(fresh: Path, _final: Path) -> None:
     }.items():
         if not (fresh / name).exists():
             (fresh / name).symlink_to(target)
+    # The programs that it calls itself are looked up here first, whatever PATH it is called with.
+    inner = next(fresh.glob("usr/lib/*/apptainer/bin"))
+    for name in _CALLED_BY_APPTAINER:
+        (inner / name).symlink_to(os.path.relpath(fresh / "usr/bin" / name, inner))
 
 
 # Where the machine has no signature policy, buildah refuses to work, and only an option of its subcommands names one.

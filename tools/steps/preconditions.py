@@ -71,7 +71,9 @@ def _setting(name: str) -> str:
 
 
 def _fuse() -> Iterator[SifproofError]:
-    cost = "Apptainer then unpacks the whole image at each start, which takes seconds and disk"
+    cost = (
+        "without it Apptainer can mount no image for an ordinary user, and sandboxes with the singularity driver fail"
+    )
     if not FUSE.exists():
         yield SifproofError(
             f"{FUSE} is not there",
