@@ -27,8 +27,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jsonschema
 import pytest
 import requests
+import yaml
 
 T = TypeVar("T")
 
@@ -931,3 +933,42 @@ class TestProcess:
                 assert ended.returncode == 1
                 assert "Traceback" not in ended.stderr
                 assert port in ended.stderr or "file" in ended.stderr
+
+
+@pytest.mark.parametrize("containment", CONTAINMENTS[:1], indirect=True)
+class TestDescription:
+    """sandbox/openapi.yaml says what the server does."""
+
+    SLOT = {"slot_id": "slot_0"}  # noqa: RUF012
+    EXCHANGES = (
+        ("get", "/health", None),
+        ("get", "/slots", None),
+        ("post", "/execute", SLOT | {"tool": "bash", "args": {"command": "echo x > x"}}),
+        ("post", "/execute", {}),
+        ("post", "/batch", [SLOT | {"tool": "nothing"}]),
+        ("post", "/batch", {}),
+        ("post", "/reset", {"slot_id": "slot_1"}),
+        ("post", "/reset", {}),
+        ("post", "/artifacts/read", SLOT | {"path": "x", "include_sha256": True}),
+        ("post", "/artifacts/read", SLOT | {"path": ".."}),
+        ("post", "/artifacts/list", SLOT),
+        ("post", "/artifacts/list", SLOT | {"path": "nowhere"}),
+        ("post", "/artifacts/archive", SLOT),
+        ("post", "/artifacts/archive", SLOT | {"max_entries": 0}),
+    )
+
+    def test_answers_are_as_described(self, server: Server) -> None:
+        description = yaml.safe_load((SERVER.parent / "openapi.yaml").read_text())
+        for method, path, body in self.EXCHANGES:
+            answer = requests.request(method, server.url + path, json=body, timeout=30)
+            answers = description["paths"][path][method]["responses"]
+            described = answers[str(answer.status_code)]
+            if "$ref" in described:
+                described = description["components"]["responses"][described["$ref"].rpartition("/")[2]]
+            schema = described["content"]["application/json"]["schema"]
+            jsonschema.validate(answer.json(), schema | {"components": description["components"]})
+
+    def test_every_address_is_described_and_tried(self, server: Server) -> None:
+        description = yaml.safe_load((SERVER.parent / "openapi.yaml").read_text())
+        described = {(method, path) for path, methods in description["paths"].items() for method in methods}
+        assert described == {(method, path) for method, path, _ in self.EXCHANGES}

@@ -298,11 +298,21 @@ def _packages(tar: Path) -> str:
 def _context_files(context: Path) -> list[str]:
     """Names, contents and modes of all that a build in ``context`` can see."""
     listed: list[str] = []
-    for path in sorted(context.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
+    for path in sorted({context / "Containerfile", *_not_ignored(context)}):
+        if path.is_file():
             mode = "x" if os.access(path, os.X_OK) else "-"
             listed += [str(path.relative_to(context)), mode, hashlib.sha256(path.read_bytes()).hexdigest()]
     return listed
+
+
+def _not_ignored(context: Path) -> Iterator[Path]:
+    ignore = context / ".dockerignore"
+    lines = ignore.read_text(encoding="utf-8").split() if ignore.is_file() else []
+    if lines[:1] == ["*"]:  # the only form that is understood here: nothing but what is named
+        for line in lines[1:]:
+            yield from context.glob(line.removeprefix("!"))
+    else:
+        yield from context.rglob("*")
 
 
 def _without_run(containerfile: str) -> str:
