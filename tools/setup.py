@@ -29,7 +29,7 @@ from sifproof import tools  # noqa: E402
 from sifproof.errors import SifproofError  # noqa: E402
 
 # Without these `snakemake` can't run the default config; what else is missing is told, and the rest goes on.
-_ESSENTIAL = ("nomad", "apptainer", "mksquashfs", "skopeo", "mmdebstrap")
+_ESSENTIAL = ("nomad", "apptainer", "mksquashfs", "skopeo", "buildah", "mmdebstrap")
 _FROM_BUNDLE = {
     "apptainer": ("apptainer", "mksquashfs"),
     "images": ("skopeo", "buildah"),
@@ -121,7 +121,7 @@ def _tell(faults: list[SifproofError], lacking: list[SifproofError]) -> int:
         say(f"\n  {paint('yellow', 'note')}  {lack}")
     for fault in faults:
         say(f"\n  {paint('red', 'failed')}  {fault}")
-    ready = python.ready() and all(found[name] for name in _ESSENTIAL) and (found["buildah"] or found["docker"])
+    ready = python.ready() and all(found[name] for name in _ESSENTIAL)
     if ready:
         say(f"\nReady. Go on with\n    source {os.path.relpath(python.VENV)}/bin/activate\n    snakemake --cores 4")
     else:

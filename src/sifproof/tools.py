@@ -50,7 +50,7 @@ NEEDS: dict[str, Need] = {
         "it packs the file system of the .sif, zstd among its ways", "4.4", ("-version",), "mksquashfs version"
     ),
     "skopeo": Need("it copies and identifies images", "1.9"),
-    "buildah": Need("it builds the reference image where there is no Docker engine", "1.28"),
+    "buildah": Need("it builds the reference image", "1.28"),
     "mmdebstrap": Need("it makes the reference image's base of Debian packages", "1.5"),
     "docker": Need("it reads and builds images in a Docker engine", "20.10", says="Docker version"),
 }
