@@ -1,0 +1,112 @@
+"""Each check of a running server turns red on its own defect, and all are green without one."""
+
+import contextlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from checkout import ROOT, wait_until
+from defects import DEFECTS
+
+from sifproof.checks import registry
+from sifproof.checks.runner import Context, run_checks
+from sifproof.checks.server import Server
+from sifproof.errors import SifproofError
+from sifproof.nomad.ports import claim_block
+from sifproof.sandbox.client import SandboxClient
+
+SLOTS = 3
+HEALTHY = "none"
+SUITES = ("health", "bash", "files")
+# What shows only when a job is stopped is in test_gate_defects.py.
+PLANTED = [name for name, defect in DEFECTS.items() if not defect.red[0].startswith(registry.TEARDOWN)]
+
+
+@contextlib.contextmanager
+def server(defect: str, port: int, folder: Path):
+    """A server with the defect, started outside of Nomad; its directory is where Nomad would show it."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+
+    def read(path: str) -> bytes:
+        try:
+            return (data / path).read_bytes()
+        except OSError as error:
+            raise SifproofError(str(error)) from None
+
+    where = ["--host", "127.0.0.1", "--port", str(port), "--slots", str(SLOTS), "--data-dir", str(data), "--one-user"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("defects.py"), defect, *where],
+            cwd=ROOT / "sandbox",
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield Server(
+            client=SandboxClient(f"http://127.0.0.1:{port}"),
+            slots=SLOTS,
+            ready_within_s=2 if defect == "never-listens" else 60,
+            read_allocation_file=read,
+            ask_nomad=lambda: None,
+        )
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def verdicts(defect: str, suites: set[str], port: int, folder: Path) -> dict[str, str]:
+    """The word for each check of ``suites``, and why."""
+    with server(defect, port, folder) as subject:
+        if defect != "never-listens":
+            wait_until(lambda: answers(subject))
+        return {
+            verdict.check: f"{verdict.verdict}: {verdict.message}"
+            for suite in SUITES
+            if suite in suites
+            for verdict in run_checks(registry.of_suite(suite), subject, Context("controls", defect, "singularity"))
+        }
+
+
+def answers(subject: Server) -> bool:
+    with contextlib.suppress(SifproofError):
+        return bool(subject.client.health())
+    return False
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """The verdicts on each defect: several at a time, for most of it is waiting."""
+    block = claim_block()
+    ports = iter(range(block.first, block.first + 100))
+    with ThreadPoolExecutor(4) as workers:
+        yield {
+            name: workers.submit(
+                verdicts,
+                name,
+                {check.partition(".")[0] for check in DEFECTS[name].red} if name in DEFECTS else set(SUITES),
+                next(ports),
+                tmp_path_factory.mktemp(name),
+            )
+            for name in [HEALTHY, *PLANTED]
+        }
+    block.lock.close()
+
+
+def test_all_green_without_a_defect(seen):
+    found = seen[HEALTHY].result()
+    assert found.keys() == {check for check in registry.load() if check.partition(".")[0] in SUITES}
+    assert {check: said for check, said in found.items() if not said.startswith("pass")} == {}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_turns_its_own_checks_red(seen, name):
+    found = seen[name].result()
+    assert {check for check, said in found.items() if said.startswith("fail")} == set(DEFECTS[name].red), found
+
+
+def test_every_check_of_a_server_has_a_control():
+    red = {check for defect in DEFECTS.values() for check in defect.red}
+    assert {check for check in registry.load() if check.partition(".")[0] in SUITES} <= red
