@@ -10,7 +10,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,14 +99,12 @@ def stop_and_verify(
         stopped = time.monotonic()
         end = stopped + deadline_s
         client.deregister(job_id, purge=False)
-        closed = {a.id: _wait_closed(a, stopped, end) for a in known.values()}
-        gone = {
-            i: time.monotonic() - stopped
-            if traces.wait_ended([d for p, d in pidfds[i] if not p.is_nomad], max(end - time.monotonic(), 0))
-            else None
-            for i in ids
-        }
-        terminal = _wait_terminal(client, job_id, ids, stopped, end)
+        # At once: a process that never ends must not make the port or Nomad's word look late.
+        with ThreadPoolExecutor(1) as watcher:
+            watched = watcher.submit(_wait_ended, pidfds, stopped, end)
+            closed = {a.id: _wait_closed(a, stopped, end) for a in known.values()}
+            terminal = _wait_terminal(client, job_id, ids, stopped, end)
+            gone = watched.result()
 
         final = {a.id: a for a in _listed(client, job_id)}
         collected = _collect(client, job_id, [final.get(i, known[i]) for i in ids], collect)
@@ -217,6 +216,16 @@ def _wait_closed(allocation: Allocation, stopped: float, end: float) -> float | 
             return None
         time.sleep(pause)
         pause = min(pause * 2, longest)
+
+
+def _wait_ended(held: Mapping[str, _Held], stopped: float, end: float) -> dict[str, float | None]:
+    """Seconds from ``stopped`` until the server's processes of each allocation had ended; ``None``: they did not."""
+    return {
+        key: time.monotonic() - stopped
+        if traces.wait_ended([d for p, d in pairs if not p.is_nomad], max(end - time.monotonic(), 0))
+        else None
+        for key, pairs in held.items()
+    }
 
 
 def _wait_terminal(client: Client, job_id: str, ids: Collection[str], stopped: float, end: float) -> dict[str, float]:
