@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
+import psutil
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -102,3 +106,41 @@ def test_python_lock_satisfies_the_project() -> None:
         name = requirement.name.lower().replace("_", "-")
         assert name in pinned, f"{name} is not locked: run `make lock`"
         assert requirement.specifier.contains(pinned[name]), f"{requirement} is locked as {pinned[name]}"
+
+
+def test_rootless_gives_files_to_nobody_and_says_it_did(tmp_path: Path) -> None:
+    rootless = str(CHECKOUT / "tools/rootless.py")
+    script = "set -e; id -u; : > file; chown 7:9 file; chgrp 9 file; stat -c %u:%g file; exit 3"
+    ended = subprocess.run(
+        [sys.executable, rootless, "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.stdout.split() == ["0", "0:0"], ended.stderr
+    assert ended.returncode == 3
+    assert (tmp_path / "file").stat().st_uid == os.getuid()
+
+
+def test_command_of_a_step_ends_with_a_set_up_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path[:0] = [{str(CHECKOUT / 'tools')!r}, {str(CHECKOUT / 'src')!r}]\n"
+        "from pathlib import Path\nfrom steps.progress import Step\n"
+        f"with Step('name', 'doing', Path({str(tmp_path)!r})) as step:\n"
+        "    step.run(['sh', '-c', 'echo $$ > pid.new; mv pid.new pid; exec sleep 999'])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    pid_file = tmp_path / "pid"
+    end = time.monotonic() + 20
+    while not pid_file.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    child = psutil.Process(int(pid_file.read_text()))
+    process.kill()
+    process.wait()
+    while _runs(child) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not _runs(child)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
