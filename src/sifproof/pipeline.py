@@ -54,10 +54,10 @@ class Flow:
         """Whether the sandbox runs the reference image."""
         return self.settings.selected()[sandbox].image == config.REFERENCE
 
-    def before(self, suite: str) -> str:
-        """The suite that runs before ``suite``; empty for the first."""
-        index = self.suites.index(suite)
-        return self.suites[index - 1] if index else ""
+    def before(self, sandbox: str, suite: str) -> list[str]:
+        """Verdicts of the suites on ``sandbox`` that run before ``suite``."""
+        earlier = self.suites[: self.suites.index(suite)]
+        return [str(self.run.folder / "verdicts" / f"{sandbox}.{name}.jsonl") for name in earlier]
 
 
 def begin(mapping: Mapping[str, Any]) -> Flow:

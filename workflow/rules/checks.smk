@@ -9,11 +9,8 @@ rule suite:
         plan=f"{R}/plan.json",
         nomad=rules.agent.output.nomad,
         endpoints=rules.submit.output.endpoints,
-        before=lambda w: (
-            f"{R}/verdicts/{w.sandbox}.{flow.before(w.suite)}.jsonl"
-            if flow.before(w.suite)
-            else []
-        ),
+        # all of them: what a guarding check found holds for every suite after it
+        before=lambda w: flow.before(w.sandbox, w.suite),
     output:
         verdicts=f"{R}/verdicts/{{sandbox}}.{{suite}}.jsonl",
     log:

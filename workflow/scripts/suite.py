@@ -10,7 +10,7 @@ from sifproof.records import Plan, read_verdicts, write_verdicts
 name, sandbox = snakemake.wildcards.suite, snakemake.wildcards.sandbox
 
 with stages.stage(name, snakemake, sandbox=sandbox):
-    earlier = list(read_verdicts(Path(snakemake.input.before))) if snakemake.input.before else []
+    earlier = [verdict for path in snakemake.input.before for verdict in read_verdicts(Path(path))]
     plan = stages.read(snakemake.input.plan, Plan)
     verdicts = suite.run_suite(
         name,

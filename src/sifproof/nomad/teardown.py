@@ -99,12 +99,12 @@ def stop_and_verify(
         stopped = time.monotonic()
         end = stopped + deadline_s
         client.deregister(job_id, purge=False)
-        # At once: a process that never ends must not make the port or Nomad's word look late.
-        with ThreadPoolExecutor(1) as watcher:
-            watched = watcher.submit(_wait_ended, pidfds, stopped, end)
-            closed = {a.id: _wait_closed(a, stopped, end) for a in known.values()}
+        # At once: a process or a port that stays must not make the rest look late.
+        with ThreadPoolExecutor(2) as watchers:
+            ports = watchers.submit(lambda: {a.id: _wait_closed(a, stopped, end) for a in known.values()})
+            processes = watchers.submit(_wait_ended, pidfds, stopped, end)
             terminal = _wait_terminal(client, job_id, ids, stopped, end)
-            gone = watched.result()
+            closed, gone = ports.result(), processes.result()
 
         final = {a.id: a for a in _listed(client, job_id)}
         collected = _collect(client, job_id, [final.get(i, known[i]) for i in ids], collect)
