@@ -57,13 +57,12 @@ async def serve(options: argparse.Namespace) -> None:
     _log.info("containment: %s%s", slots.containment.name, f" ({why_not})" if why_not else "")
     runner = web.AppRunner(Api(slots, data_dir).application(), handle_signals=False, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, options.host, options.port)
-    await site.start()
+    await web.TCPSite(runner, options.host, options.port).start()
     for address in runner.addresses:
         _log.info("listening on http://%s", _host_and_port(address))
     await stop.wait()
-    await site.stop()
     await slots.close()
+    # The end of the process closes the port and what is open on it; aiohttp's own ways would wait for clients.
     await asyncio.sleep(_GOODBYE_S)
 
 
