@@ -194,6 +194,23 @@ def test_a_spoilt_sif_in_the_store_is_converted_again_and_that_is_said(make, tmp
     assert make(source).reused
 
 
+def test_an_apptainer_that_cannot_be_told_how_compresses_as_it_does(make, tmp_path, on_path):
+    # What the real program says of an option that it lacks, said of the one that came with 1.4.
+    on_path(
+        "apptainer",
+        '#!/bin/sh
+case "$*" in *"--mksquashfs-args"*)
+'
+        "REAL build --no-such-option 2>&1 | sed s/--no-such-option/--mksquashfs-args/ >&2; exit 1;; esac
+"
+        'exec REAL "$@"
+',
+    )
+    made = make(SOURCES["oci, raw"](tmp_path))
+    assert made.fallbacks[0] == "compressed as Apptainer does by itself: before 1.4 it can't be told how"
+    assert "etc/mark" in files(made.sif, tmp_path)
+
+
 def test_a_sif_stays_where_it_is(make, tmp_path):
     made = make(SOURCES["oci, raw"](tmp_path))
     own = tmp_path / "own.sif"

@@ -176,7 +176,7 @@ class _Conversion:
         return f"oci:{layout}"
 
     def _build(self, made: Path, reference: str, work: Path) -> None:
-        arguments = self.settings.mksquashfs_arguments
+        compression = ["--mksquashfs-args", self.settings.mksquashfs_arguments]
         under: list[str] = []
         while True:
             made.unlink(missing_ok=True)
@@ -184,7 +184,7 @@ class _Conversion:
                 self._run(
                     "build",
                     "apptainer",
-                    ["--nocolor", "build", "--disable-cache", "--mksquashfs-args", arguments, str(made), reference],
+                    ["--nocolor", "build", "--disable-cache", *compression, str(made), reference],
                     # SingularityCE has kept the other name.
                     environment={"APPTAINER_TMPDIR": str(work), "SINGULARITY_TMPDIR": str(work)},
                     under=under,
@@ -192,9 +192,13 @@ class _Conversion:
                 return
             except ToolFailure as failure:
                 words = failure.output.lower()
-                if 'compressor "zstd" is not supported' in words and "zstd" in arguments:
+                gzip = ["--mksquashfs-args", ConversionSettings(compression="gzip", level=4).mksquashfs_arguments]
+                if 'compressor "zstd" is not supported' in words and compression not in ([], gzip):
                     self.say("compressed with gzip: mksquashfs knows no zstd")
-                    arguments = ConversionSettings(compression="gzip", level=4).mksquashfs_arguments
+                    compression = gzip
+                elif "unknown flag: --mksquashfs-args" in words and compression:
+                    self.say("compressed as Apptainer does by itself: before 1.4 it can't be told how")
+                    compression = []
                 elif "operation not permitted" in words and os.geteuid() == 0 and not under:
                     self.say("built as an ordinary user in a user namespace: root lacks a capability on this machine")
                     under = _AS_ORDINARY_USER

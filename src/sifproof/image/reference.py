@@ -263,7 +263,9 @@ def _mmdebstrap(target: str) -> list[str]:
     arguments = ["--variant=essential", f"--include=usr-is-merged,{','.join(PACKAGES)}"]
     arguments += [f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_INSTALLED]
     arguments += ["--dpkgopt=path-include=/usr/share/doc/*/copyright"]
-    return [*arguments, f"--setup-hook={_MERGE_USR}", f"--customize-hook={_FINISH}", SUITE, target]
+    # As set-up has it, for machines whose own apt knows no Debian mirror; without one mmdebstrap has a default.
+    mirror = filter(None, [os.environ.get("SIFPROOF_DEBIAN_MIRROR")])
+    return [*arguments, f"--setup-hook={_MERGE_USR}", f"--customize-hook={_FINISH}", SUITE, target, *mirror]
 
 
 def _named_base(base: str) -> Source:
