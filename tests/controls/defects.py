@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +38,9 @@ def turns_red(*red: str):
     return register
 
 
+ANSWERED = {"success": True, "output": "", "error": "", "metadata": {}}
+
+
 def is_call(call: dict, tool: str) -> bool:
     return call.get("tool") == tool
 
@@ -48,12 +50,18 @@ def is_call(call: dict, tool: str) -> bool:
 
 @turns_red("health.ready")
 def never_listens(arguments):
-    time.sleep(3600)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.pause()
 
 
 @turns_red("health.identity", "files.in-allocation")
 def data_elsewhere(arguments):
     arguments[arguments.index("--data-dir") + 1] = tempfile.mkdtemp()
+
+
+@turns_red("health.identity")
+async def every_write_lost(path, call, go):
+    return ANSWERED if is_call(call, "write_file") else await go(call)
 
 
 @turns_red("health.status")
@@ -208,7 +216,7 @@ async def lost_write(path, call, go):
     if is_call(call, "write_file"):
         target = (call["slot_id"], call["args"]["path"])
         if target in WRITTEN:
-            return {"success": True, "output": "", "error": "", "metadata": {"size": len(call["args"]["content"])}}
+            return ANSWERED
         WRITTEN.add(target)
     return await go(call)
 
@@ -250,14 +258,16 @@ async def open_to_the_outside(path, call, go):
 
 @turns_red("files.seen-by-bash", "files.empty", "files.in-allocation")
 async def files_apart_from_bash(path, call, go):
+    # What `write_file` wrote, `read_file` finds, and nobody else.
     target = call.get("args", {}).get("path", "")
-    if path == "/execute" and (is_call(call, "write_file") or is_call(call, "read_file")) and target.isascii():
-        if not target.startswith("/") and ".." not in target and "." not in target.partition("/")[0].rstrip(".txt"):
-            before = await go(call) if is_call(call, "read_file") else {}
-            if "Not a file" in str(before.get("error")):
-                return before
-            call["args"]["path"] = f".apart/{target}"
+    if is_call(call, "write_file") and target.isascii() and not target.startswith(("/", "..", "d/")):
+        APART.add(target)
+    if target in APART:
+        call["args"]["path"] = f".apart/{target}"
     return await go(call)
+
+
+APART: set[str] = set()
 
 
 # -- teardown: only a run shows them -----------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def foreign(checkout, tmp_path_factory):
 
 def test_a_foreign_server_on_the_static_port_is_found_out(foreign):
     assert foreign.exit_code == 3, foreign
-    assert foreign.red("lives-on") == {"health.identity", "teardown.port-closed", "teardown.graceful"}
+    assert foreign.red("lives-on") == {"health.identity", "teardown.port-closed"}
     assert "another server answers" in foreign.output
     assert foreign.standing("lives-on")["verdict"] == foreign.standing("crashes")["verdict"] == "infrastructure"
     assert "ddress already in use" in json.dumps(foreign.verdict["reasons"])

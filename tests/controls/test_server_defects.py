@@ -13,8 +13,9 @@ from defects import DEFECTS
 from sifproof.checks import registry
 from sifproof.checks.runner import Context, run_checks
 from sifproof.checks.server import Server
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.ports import claim_block
+from sifproof.records import Verdict
 from sifproof.sandbox.client import SandboxClient
 
 SLOTS = 3
@@ -57,13 +58,13 @@ def server(defect: str, port: int, folder: Path):
         process.wait(30)
 
 
-def verdicts(defect: str, suites: set[str], port: int, folder: Path) -> dict[str, str]:
-    """The word for each check of ``suites``, and why."""
+def verdicts(defect: str, suites: set[str], port: int, folder: Path) -> dict[str, Verdict]:
+    """The verdict of each check of ``suites``."""
     with server(defect, port, folder) as subject:
         if defect != "never-listens":
             wait_until(lambda: answers(subject))
         return {
-            verdict.check: f"{verdict.verdict}: {verdict.message}"
+            verdict.check: verdict
             for suite in SUITES
             if suite in suites
             for verdict in run_checks(registry.of_suite(suite), subject, Context("controls", defect, "singularity"))
@@ -98,13 +99,18 @@ def seen(tmp_path_factory):
 def test_all_green_without_a_defect(seen):
     found = seen[HEALTHY].result()
     assert found.keys() == {check for check in registry.load() if check.partition(".")[0] in SUITES}
-    assert {check: said for check, said in found.items() if not said.startswith("pass")} == {}
+    assert [verdict for verdict in found.values() if verdict.verdict != "pass"] == []
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_turns_its_own_checks_red(seen, name):
     found = seen[name].result()
-    assert {check for check, said in found.items() if said.startswith("fail")} == set(DEFECTS[name].red), found
+    assert {check for check, verdict in found.items() if verdict.verdict == "fail"} == set(DEFECTS[name].red), found
+
+
+def test_a_server_that_loses_what_is_written_is_not_taken_for_a_stranger(seen):
+    assert seen["every-write-lost"].result()["health.identity"].fault == Fault.IMAGE
+    assert seen["data-elsewhere"].result()["health.identity"].fault == Fault.INFRASTRUCTURE
 
 
 def test_every_check_of_a_server_has_a_control():

@@ -62,6 +62,13 @@ def identity(server: Server) -> Finding:
     except SifproofError as error:
         # A server that found its port taken has ended, and Nomad knows why.
         server.ask_nomad()
+        back = server.read(name)
+        if not back.success or back.output != content:
+            raise SifproofError(
+                "The server loses what is written",
+                why=f"it said that the nonce was written, then: {back}",
+                fault=Fault.IMAGE,
+            ) from None
         return expect(
             False,
             "another server answers on this endpoint: what is written through it does not arrive in the "
