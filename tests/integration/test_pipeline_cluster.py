@@ -7,7 +7,9 @@ import subprocess
 
 import pytest
 import requests
+import yaml
 from checkout import DEAD_ENGINE, ROOT, SINGULARITY, children, command_line, descendants, environ, wait_until
+from nomad_payload import LISTEN, new_id, shell_job
 
 from sifproof import tools
 from sifproof.nomad.ports import claim_block
@@ -116,7 +118,11 @@ def test_the_given_cluster_is_used_and_left_as_it_was(seen, cluster):
     assert outcome.exit_code == 0, outcome
     assert agents == set()
     assert outcome.allocations("singularity")
-    assert outcome.verdict["nomad"] == {"address": cluster.address, "version": outcome.verdict["nomad"]["version"], "local": False}
+    assert outcome.verdict["nomad"] == {
+        "address": cluster.address,
+        "version": outcome.verdict["nomad"]["version"],
+        "local": False,
+    }
     assert cluster.agent.poll() is None
     assert cluster.ask("get", "jobs") == []
     # Nomad's own helpers go when it forgets the allocation.
@@ -157,7 +163,9 @@ def test_a_driver_that_no_node_has(checkout, secrets):
 
 def test_a_token_that_may_nothing(checkout, cluster):
     before = checkout.reports()
-    outcome = checkout.gate(*SINGULARITY, **DEAD_ENGINE, NOMAD_ADDR=cluster.address, NOMAD_TOKEN="0" * 8 + "-0000" * 3 + "-" + "0" * 12)
+    outcome = checkout.gate(
+        *SINGULARITY, **DEAD_ENGINE, NOMAD_ADDR=cluster.address, NOMAD_TOKEN="0" * 8 + "-0000" * 3 + "-" + "0" * 12
+    )
     assert outcome.exit_code == 3, outcome
     assert "NOMAD_TOKEN" in outcome.output
     assert checkout.reports() == before
@@ -174,3 +182,55 @@ def test_an_interrupted_run_leaves_no_job_on_the_cluster(checkout, cluster, secr
     assert outcome.exit_code == 4
     assert [job for job in cluster.ask("get", "jobs") if job["Status"] != "dead"] == []
     assert checkout.reports() == {}
+
+
+# Long enough that a run which waits for them does not pass: Nomad knows at once.
+PATIENT = {"placed_within_s": 600, "ready_within_s": 600}
+
+
+def run_with(checkout, secrets, **sandboxes):
+    """A run of the health suite on ``sandboxes``."""
+    common = {"driver": "singularity", "slots": 1, "cpu": 50, "memory": 64}
+    settings = {"sandboxes": {n: common | s for n, s in sandboxes.items()}, "suites": ["health"], "nomad": PATIENT}
+    (checkout.root / "several.yaml").write_text(yaml.safe_dump(settings))
+    return checkout.gate("--configfile", "several.yaml", **secrets)
+
+
+def reason(outcome, sandbox: str) -> str:
+    """The first of the reasons why a sandbox is not accepted, in words."""
+    return next(f"{r['text']} {r['todo']}" for r in outcome.verdict["reasons"] if r["sandbox"] == sandbox)
+
+
+def test_static_ports_as_given_taken_and_too_few(checkout, cluster, secrets):
+    block = claim_block()
+    given, taken, twice, *_ = range(block.static[0], block.static[1] + 1)
+    other = shell_job(new_id(), LISTEN, port=taken)
+    cluster.ask("post", "jobs", json=other)
+    try:
+        outcome = run_with(
+            checkout, secrets, given={"port": given}, taken={"port": taken}, twice={"port": twice, "count": 2}
+        )
+    finally:
+        cluster.ask("delete", f"job/{other['Job']['ID']}", params={"purge": "true"})
+        block.lock.close()
+    assert outcome.exit_code == 3, outcome
+    assert outcome.standing("given")["verdict"] == "accepted"
+    assert outcome.allocations("given")[0]["port"] == given
+    assert f"static port {taken} is reserved by another allocation" in reason(outcome, "taken")
+    assert f"static port {twice} is reserved by another allocation" in reason(outcome, "twice")
+    assert "lower count" in reason(outcome, "twice")
+    assert cluster.ask("get", "jobs") == [] or {job["Status"] for job in cluster.ask("get", "jobs")} == {"dead"}
+
+
+def test_a_server_that_ends_at_once_is_told_with_its_last_words(checkout, secrets):
+    words = "the slots are on fire"
+    outcome = run_with(
+        checkout,
+        secrets,
+        crash={"command": ["python3", "-c", f"import sys; sys.exit({words!r})"]},
+        none={"command": ["false"]},
+    )
+    assert outcome.exit_code == 1, outcome
+    assert words in reason(outcome, "crash")
+    assert "exit code 1" in reason(outcome, "none")
+    assert {outcome.standing(name)["verdict"] for name in ("crash", "none")} == {"rejected"}

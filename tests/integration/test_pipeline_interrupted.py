@@ -1,4 +1,4 @@
-"""A run that is interrupted, in whatever stage and way: nothing of it is left, no report is wrong, the next one works."""
+"""A run that is interrupted, in whatever stage and way: nothing of it is left, no report is wrong, the next works."""
 
 import os
 import shutil

@@ -14,7 +14,7 @@ from checkout import DEAD_ENGINE, Checkout
 from sifproof import tools
 from sifproof.image.reference import build_reference_image
 
-BECOME = "exec setpriv --reuid=nobody --regid=nogroup --clear-groups --bounding-set=-all --no-new-privs \"$@\""
+BECOME = 'exec setpriv --reuid=nobody --regid=nogroup --clear-groups --bounding-set=-all --no-new-privs "$@"'
 
 
 def shown(paths: set[Path], stage: Path) -> list[str]:
@@ -29,7 +29,9 @@ def shown(paths: set[Path], stage: Path) -> list[str]:
         if closed:
             covered.setdefault(closed, []).append(path)
     lines = []
-    places = {path: stage / str(number) for number, path in enumerate(p for several in covered.values() for p in several)}
+    places = {
+        path: stage / str(number) for number, path in enumerate(p for several in covered.values() for p in several)
+    }
     for path, place in places.items():
         place.mkdir(parents=True)
         lines.append(f"mount --bind {quote(str(path))} {quote(str(place))}")
@@ -57,11 +59,12 @@ def test_an_ordinary_user_gets_a_verdict(home, images):
     checkout = Checkout(home / "checkout")
     (home / "tmp").mkdir()
     nobody = pwd.getpwnam("nobody")
-    for folder, _, files in os.walk(home):
-        for path in (folder, *(os.path.join(folder, name) for name in files)):
-            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    for path in (home, *home.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
 
-    script = "\n".join(["set -e", *shown({tools.root(), Path(sys.prefix), Path(sys.base_prefix)}, home / "shown"), BECOME])
+    script = "\n".join(
+        ["set -e", *shown({tools.root(), Path(sys.prefix), Path(sys.base_prefix)}, home / "shown"), BECOME]
+    )
     outcome = checkout.gate(
         "--config",
         "driver=singularity",
