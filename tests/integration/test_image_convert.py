@@ -59,6 +59,10 @@ def converted(process: subprocess.CompletedProcess[str]) -> Provenance:
     return Provenance.model_validate_json(process.stdout)
 
 
+# Found before a test puts a mksquashfs of its own on PATH.
+UNSQUASHFS = tools.require("mksquashfs").path.resolve().with_name("unsquashfs")
+
+
 def files(sif: str, folder: Path) -> dict[str, str]:
     """Mode and target of each file in a SIF by name, as unsquashfs lists them."""
     environment = tools.environment()
@@ -70,7 +74,7 @@ def files(sif: str, folder: Path) -> dict[str, str]:
     with squashfs.open("wb") as stream:
         subprocess.run(["apptainer", "sif", "dump", number, sif], env=environment, stdout=stream, check=True)
     said = subprocess.run(
-        ["unsquashfs", "-lln", squashfs],
+        [UNSQUASHFS, "-lln", squashfs],
         env=environment | {"LC_ALL": "C.UTF-8"},
         capture_output=True,
         text=True,
@@ -194,23 +198,6 @@ def test_a_spoilt_sif_in_the_store_is_converted_again_and_that_is_said(make, tmp
     assert make(source).reused
 
 
-def test_an_apptainer_that_cannot_be_told_how_compresses_as_it_does(make, tmp_path, on_path):
-    # What the real program says of an option that it lacks, said of the one that came with 1.4.
-    on_path(
-        "apptainer",
-        '#!/bin/sh
-case "$*" in *"--mksquashfs-args"*)
-'
-        "REAL build --no-such-option 2>&1 | sed s/--no-such-option/--mksquashfs-args/ >&2; exit 1;; esac
-"
-        'exec REAL "$@"
-',
-    )
-    made = make(SOURCES["oci, raw"](tmp_path))
-    assert made.fallbacks[0] == "compressed as Apptainer does by itself: before 1.4 it can't be told how"
-    assert "etc/mark" in files(made.sif, tmp_path)
-
-
 def test_a_sif_stays_where_it_is(make, tmp_path):
     made = make(SOURCES["oci, raw"](tmp_path))
     own = tmp_path / "own.sif"
@@ -275,6 +262,19 @@ def test_without_zstd_it_is_gzip(make, tmp_path, on_path):
     assert made.fallbacks == ["compressed with gzip: mksquashfs knows no zstd"]
     assert "etc/mark" in files(made.sif, tmp_path)
     assert make(source).reused
+
+
+def test_an_apptainer_that_cannot_be_told_how_compresses_as_it_does(make, tmp_path, on_path):
+    # What the real program says of an option that it lacks, said of the one that came with 1.4.
+    on_path(
+        "apptainer",
+        '#!/bin/sh\ncase "$*" in *"--mksquashfs-args"*)\n'
+        "REAL build --no-such-option 2>&1 | sed s/--no-such-option/--mksquashfs-args/ >&2; exit 1;; esac\n"
+        'exec REAL "$@"\n',
+    )
+    made = make(SOURCES["oci, raw"](tmp_path))
+    assert made.fallbacks[0] == "compressed as Apptainer does by itself: before 1.4 it can't be told how"
+    assert "etc/mark" in files(made.sif, tmp_path)
 
 
 def test_root_without_a_capability_builds_as_an_ordinary_user(tmp_path):

@@ -51,7 +51,8 @@ BUNDLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-_CALLED_BY_APPTAINER = ("mksquashfs", "unsquashfs", "squashfuse_ll", "squashfuse", "fuse-overlayfs")
+# Not mksquashfs: which one is taken is a choice of its own, and the provenance of a .sif names it.
+_CALLED_BY_APPTAINER = ("unsquashfs", "squashfuse_ll", "squashfuse", "fuse-overlayfs")
 # What each bundle gives to .tools/bin.
 _PROGRAMS = {
     "apptainer": {
