@@ -194,9 +194,7 @@ def test_what_is_left_out_does_not_count() -> None:
     left_out = planned("docker", left_out="There is no Docker engine.")
     decision = decide(plan(planned(), left_out), one(), [fault("preflight", "docker")])
     assert words(decision) == ("accepted", 0)
-    assert decision.sentence == (
-        "Accepted: 9 required checks passed on singularity; left out: docker."
-    )
+    assert decision.sentence == ("Accepted: 9 required checks passed on singularity; left out: docker.")
     assert decision.sandboxes[1].model_dump() == {
         "name": "docker",
         "driver": "docker",
