@@ -270,17 +270,6 @@ async def files_apart_from_bash(path, call, go):
 APART: set[str] = set()
 
 
-# -- teardown: only a run shows them -----------------------------------------------------------------------------------
-
-
-@turns_red("teardown.graceful")
-def ignores_sigterm(arguments):
-    loop = type(asyncio.new_event_loop())
-    handle = loop.add_signal_handler
-    loop.add_signal_handler = lambda self, number, *rest: number == signal.SIGTERM or handle(self, number, *rest)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def failure(error: str) -> dict:
     return {"success": False, "output": "", "error": error, "metadata": {}}
 

@@ -20,8 +20,6 @@ from sifproof.nomad.traces import Process
 
 HERE = Path(__file__).parent
 SLOTS = 3
-LIMITS = {"stopped_within_s": 7}
-"""More than the time after which Nomad kills a server that ignores SIGTERM."""
 
 # What a wrapper around apptainer leaves on the node when it starts the server of a sandbox, and what must turn red.
 LEFTOVERS = {
@@ -34,7 +32,7 @@ LEFTOVERS = {
     "mount": ('mkdir "$TMPDIR/left" && mount -t tmpfs tmpfs "$TMPDIR/left"', {"teardown.mounts"}),
 }
 # Those of defects.py that are tried in whole runs too. The others: test_server_defects.py.
-IN_WHOLE_RUNS = ["wrong-slot-count", "swallowed-exit-code", "lost-write", "ignores-sigterm"]
+IN_WHOLE_RUNS = ["wrong-slot-count", "swallowed-exit-code", "lost-write"]
 EXPECTED = {name: set(DEFECTS[name].red) for name in IN_WHOLE_RUNS} | {
     name: red for name, (_, red) in LEFTOVERS.items()
 }
@@ -70,7 +68,7 @@ def wrapped_path(tmp_path_factory) -> str:
 
 def run_with(checkout, sandboxes: dict[str, dict], **environment: str):
     """The outcome of a run of ``sandboxes``."""
-    (checkout.root / "planted.yaml").write_text(yaml.safe_dump({"sandboxes": sandboxes, "nomad": LIMITS}))
+    (checkout.root / "planted.yaml").write_text(yaml.safe_dump({"sandboxes": sandboxes}))
     return checkout.gate("--configfile", "planted.yaml", **DEAD_ENGINE, **environment)
 
 

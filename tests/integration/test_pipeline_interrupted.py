@@ -43,7 +43,6 @@ WAYS = [
     (kill, "convert"),
     (kill, "suites"),
     (kill_snakemake, "agent"),
-    (kill_snakemake, "submit"),
     (kill_snakemake, "suites"),
 ]
 

@@ -43,6 +43,16 @@ def shown(paths: set[Path], stage: Path) -> list[str]:
     return lines
 
 
+def fuse_for_all(folder: Path) -> list[str]:
+    """Lines of shell that let everyone use FUSE there, as it is wherever ordinary users run containers."""
+    device = Path("/dev/fuse").stat()
+    if device.st_mode & 0o006 == 0o006:
+        return []
+    node = quote(str(folder / "fuse"))
+    number = f"{os.major(device.st_rdev)} {os.minor(device.st_rdev)}"
+    return [f"mknod -m 666 {node} c {number}", f"mount --bind {node} /dev/fuse"]
+
+
 @pytest.fixture
 def home():
     """A folder that an ordinary user can enter, which pytest's own is not."""
@@ -62,9 +72,8 @@ def test_an_ordinary_user_gets_a_verdict(home, images):
     for path in (home, *home.rglob("*")):
         os.chown(path, nobody.pw_uid, nobody.pw_gid)
 
-    script = "\n".join(
-        ["set -e", *shown({tools.root(), Path(sys.prefix), Path(sys.base_prefix)}, home / "shown"), BECOME]
-    )
+    lines = shown({tools.root(), Path(sys.prefix), Path(sys.base_prefix)}, home / "shown")
+    script = "\n".join(["set -e", *lines, *fuse_for_all(home), BECOME])
     outcome = checkout.gate(
         "--config",
         "driver=singularity",
