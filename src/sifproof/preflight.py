@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from sifproof import __version__, config, tools
+from sifproof.checks import registry
 from sifproof.errors import SifproofError
 from sifproof.image import engine, source
 from sifproof.nomad.client import connect
@@ -39,6 +40,11 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
                 slots=sandbox.slots,
                 count=sandbox.count,
                 suites=settings.ordered_suites(),
+                checks=[
+                    check.id
+                    for check in registry.load().values()
+                    if check.suite in (*settings.ordered_suites(), registry.TEARDOWN)
+                ],
                 job_id=run.job_id(name),
                 left_out=str(left_out) if left_out is not None else "",
             )

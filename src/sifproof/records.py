@@ -89,6 +89,7 @@ class PlannedSandbox(BaseModel):
     slots: int
     count: int = Field(description="allocations expected")
     suites: list[str] = Field(description="suites that must have verdicts for each allocation")
+    checks: list[str] = Field(default=[], description="ids of the checks in them and in teardown, each to be recorded")
     job_id: str
     left_out: str = Field(default="", description="why the sandbox is not measured in this run; empty where it is")
 

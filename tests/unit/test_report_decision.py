@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from report_samples import ALLOCATION, fault, plan, planned, verdict, verdicts
+from report_samples import ALLOCATION, CHECKS, fault, plan, planned, verdict, verdicts
 
 from sifproof.errors import Fault
 from sifproof.records import FaultRecord
@@ -81,7 +81,7 @@ def test_a_foreign_server_on_one_allocation_excuses_no_other() -> None:
     rows += [row.model_copy(update={"allocation": "other"}) for row in other if row.allocation]
     decision = decide(plan(planned(count=2)), rows)
     assert words(decision) == ("rejected", 1)
-    assert decision.sentence == "Rejected: 1 of 15 required checks failed on singularity: bash.output."
+    assert decision.sentence == "Rejected: 1 of 18 required checks failed on singularity: bash.output."
 
 
 def test_a_failure_on_broken_infrastructure_is_the_infrastructures() -> None:
@@ -150,10 +150,34 @@ def test_a_suite_that_did_not_run_is_incomplete(suite: str) -> None:
 
 def test_a_suite_that_ran_on_one_allocation_only_is_incomplete() -> None:
     rows = one()
-    rows += [row.model_copy(update={"allocation": "second"}) for row in rows if row.suite in {"health", "bash"}]
+    rows += [row.model_copy(update={"allocation": "second"}) for row in rows if row.suite != "files"]
     decision = decide(plan(planned(count=2)), rows)
     assert words(decision) == ("incomplete", 4)
     assert decision.reasons[0].text == "Sandbox singularity: suite files did not run on allocation second."
+
+
+def test_a_teardown_that_was_seen_on_one_allocation_only_is_incomplete() -> None:
+    rows = one()
+    rows += [row.model_copy(update={"allocation": "second"}) for row in rows if row.suite != "teardown"]
+    decision = decide(plan(planned(count=2)), rows)
+    assert words(decision) == ("incomplete", 4)
+    assert decision.reasons[0].text == "Sandbox singularity: suite teardown did not run on allocation second."
+
+
+def test_each_check_of_the_plan_has_to_be_recorded() -> None:
+    rows = [row for row in one() if row.check != "health.slots"]
+    asked = [check for checks in CHECKS.values() for check in checks]
+    decision = decide(plan(planned(checks=asked)), rows)
+    assert words(decision) == ("incomplete", 4)
+    assert "health.slots was not recorded on allocation 1a2b3c4d" in decision.reasons[0].text
+    assert words(decide(plan(planned(checks=asked)), one())) == ("accepted", 0)
+
+
+def test_the_sentence_says_where_only_some_suites_were_asked_for() -> None:
+    rows = [row for row in one() if row.suite in {"health", "teardown"}]
+    decision = decide(plan(planned(suites=["health"])), rows)
+    assert words(decision) == ("accepted", 0)
+    assert decision.sentence.endswith("passed on singularity, of the suites health alone.")
 
 
 def test_an_allocation_that_was_not_checked_is_incomplete() -> None:

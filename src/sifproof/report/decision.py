@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sifproof.config import SUITES
 from sifproof.errors import Fault
 from sifproof.records import FaultRecord, Plan, PlannedSandbox, Verdict
 from sifproof.report.escaping import one_line
@@ -249,11 +250,16 @@ def _gaps(
     if rows:
         for suite in suites:
             of_suite = [row for row in rows if row.suite == suite]
-            if suite == TEARDOWN or not of_suite:
-                _suite_gaps(suite, "", of_suite, gap)
+            expected = [check for check in sandbox.checks if check.startswith(f"{suite}.")]
+            if not of_suite:
+                _suite_gaps(suite, "", of_suite, expected, gap)
                 continue
-            for allocation in sorted({row.allocation for row in of_allocations}):
-                _suite_gaps(suite, allocation, [row for row in of_suite if row.allocation == allocation], gap)
+            # A job that was never placed is torn down all the same: then there is no allocation to name.
+            allocations = {row.allocation for row in (rows if suite == TEARDOWN else of_allocations)}
+            if suite == TEARDOWN and len(allocations) > 1:
+                allocations.discard("")
+            for allocation in sorted(allocations):
+                _suite_gaps(suite, allocation, [r for r in of_suite if r.allocation == allocation], expected, gap)
         for row in rows:
             if row.suite not in suites and row.required and row.verdict == "not-measured":
                 gap(_not_measured(row.check, row.allocation, row.message), row.suite, row.allocation)
@@ -268,8 +274,14 @@ def _gaps(
     ]
 
 
-def _suite_gaps(suite: str, allocation: str, rows: Sequence[Verdict], gap: Callable[[str, str, str], None]) -> None:
-    """Report to ``gap`` what is missing of ``suite`` on ``allocation``."""
+def _suite_gaps(
+    suite: str,
+    allocation: str,
+    rows: Sequence[Verdict],
+    expected: Sequence[str],
+    gap: Callable[[str, str, str], None],
+) -> None:
+    """Report to ``gap`` what is missing of ``suite`` on ``allocation``; ``expected`` are the ids of its checks."""
     if not rows:
         gap(f"suite {suite} did not run{_on(allocation)}", suite, allocation)
     elif all(row.verdict == "not-measured" for row in rows):
@@ -278,6 +290,10 @@ def _suite_gaps(suite: str, allocation: str, rows: Sequence[Verdict], gap: Calla
         for row in rows:
             if row.required and row.verdict == "not-measured":
                 gap(_not_measured(row.check, allocation, row.message), suite, allocation)
+        recorded = {row.check for row in rows}
+        for check in expected:
+            if check not in recorded:
+                gap(f"{check} was not recorded{_on(allocation)}", suite, allocation)
 
 
 def _not_measured(what: str, allocation: str, message: str) -> str:
@@ -298,6 +314,7 @@ def _sentence(outcome: Outcome, plan: Plan, counted: Sequence[Verdict], reasons:
     if outcome is Outcome.ACCEPTED:
         waived = sum(row.verdict == "waived" for row in required)
         text = f"{_number(len(required) - waived, 'required check')} passed on {_listed(measured)}"
+        text += _part(plan)
         text += f", {waived} waived" if waived else ""
     elif outcome is Outcome.REJECTED and checks:
         failed = sum(bool(reason.check) for reason in weightiest)
@@ -315,6 +332,12 @@ def _sentence(outcome: Outcome, plan: Plan, counted: Sequence[Verdict], reasons:
         Outcome.INCOMPLETE: "Incomplete, the image is not judged",
     }[outcome]
     return one_line(f"{opening}: {text}.", 400)
+
+
+def _part(plan: Plan) -> str:
+    """Which suites were run, where that is not all there are."""
+    run = {suite for sandbox in plan.sandboxes for suite in sandbox.suites if suite != TEARDOWN}
+    return "" if run >= set(SUITES) else f", of the suites {_listed(sorted(run, key=SUITES.index))} alone"
 
 
 def _number(count: int, thing: str) -> str:
