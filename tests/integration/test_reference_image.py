@@ -69,6 +69,18 @@ class TestBuild:
         assert time.monotonic() - begin < 0.2
         assert (again.source, again.seconds, said) == (built.source, {}, [])
 
+    def test_a_store_is_of_use_wherever_it_is_taken(self, built: ReferenceImage, folder: Path, tmp_path: Path) -> None:
+        linked, copied = tmp_path / "linked", tmp_path / "copied"
+        linked.symlink_to(folder)
+        shutil.copytree(
+            folder, copied, ignore=lambda _, names: [n for n in names if "image-" in n and built.key not in n]
+        )
+        for place in (linked, copied):
+            found = build_reference_image(place)
+            assert (found.key, found.seconds) == (built.key, {})
+            assert source.parse(found.source).path == place / f"image-{built.key}" / "oci"
+            source.verify(source.parse(found.source))
+
     def test_a_changed_server_is_built_anew_on_the_same_base(
         self, built: ReferenceImage, folder: Path, tmp_path: Path
     ) -> None:

@@ -119,20 +119,23 @@ class _Build:
         record = home / "reference.json"
         if record.is_file():
             os.utime(home)
-            return ReferenceImage.model_validate_json(record.read_text()).model_copy(update={"seconds": {}})
+            told = json.loads(record.read_text(encoding="utf-8"))
+            return ReferenceImage.model_validate({**told, "source": _source(home), "seconds": {}})
         begin = time.monotonic()
         with scratch.directory(self.folder) as (new, _):
             layout = new / "oci"
             with self._work() as work:
                 self._build(base, layout, work, packages)
             built = ReferenceImage(
-                source=f"oci:{home / 'oci'}",
+                source=_source(home),
                 key=key,
                 base=str(self.named) if self.named else f"{SUITE}: {', '.join(PACKAGES)}",
                 base_digest=base_digest,
                 seconds=self.seconds | {"total": round(time.monotonic() - begin, 3)},
             )
-            (new / "reference.json").write_text(built.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            # Without the source, which is wherever the record lies: the store may be moved, copied or linked to.
+            text = built.model_dump_json(indent=2, exclude={"source"})
+            (new / record.name).write_text(text + "\n", encoding="utf-8")
             _put(new, home)
         self._forget_unused(home)
         return built
@@ -250,6 +253,10 @@ class _Build:
         for other in self.folder.glob("image-*"):
             if other != home and time.time() - other.stat().st_mtime > _KEEP_UNUSED_S:
                 scratch.remove(other)
+
+
+def _source(home: Path) -> str:
+    return f"oci:{home / 'oci'}"
 
 
 def _put(made: Path, home: Path) -> None:
