@@ -69,16 +69,18 @@ def read_labels(path: Path) -> dict[str, str]:
     By spython's ``run_command`` rather than its ``Client.inspect``: that one runs whatever is called `singularity` on
     PATH, which need not be the Apptainer that was chosen, or be there at all.
     """
-    result = run_command(
-        [str(tools.require("apptainer").path), "inspect", "--json", "--labels", str(path)],
-        sudo=False,
-        quiet=True,
-        environ=tools.environment(),
-    )
-    if result["return_code"] != 0:
+    try:
+        result = run_command(
+            [str(tools.require("apptainer").path), "inspect", "--json", "--labels", str(path)],
+            sudo=False,
+            quiet=True,
+            environ=tools.environment(),
+        )
+        labels = json.loads(result["message"][0])["data"]["attributes"]["labels"]
+        return {str(name): str(value) for name, value in labels.items()}
+    # None at all, a warning in front of it, another version's form: labels are for people, nothing depends on them.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    labels = json.loads(result["message"][0])["data"]["attributes"].get("labels") or {}
-    return {str(name): str(value) for name, value in labels.items()}
 
 
 def _truncated(path: Path, expected: int, size: int) -> SifproofError:
