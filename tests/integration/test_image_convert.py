@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import pytest
 from sifproof import tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert as conversion
+from sifproof.image import sif
 from sifproof.image.convert import convert
+from sifproof.image.digest import SourceDigest, digest
 from sifproof.image.provenance import ConversionSettings, Provenance
 from sifproof.image.source import parse
 
@@ -99,9 +102,9 @@ def memory(tmp_path):
 def make(tmp_path, memory):
     """Convert in this process; stores and log lie in the test's folder."""
 
-    def make(source: str, **settings) -> Provenance:
+    def make(source: str, identity: SourceDigest | None = None, **settings) -> Provenance:
         how = ConversionSettings(**({"memory": memory} | settings))
-        return convert(parse(source), tmp_path / "store", how, log=tmp_path / "log")
+        return convert(parse(source), tmp_path / "store", how, log=tmp_path / "log", identity=identity)
 
     return make
 
@@ -233,6 +236,36 @@ def test_damaged_layers_are_the_images_fault_and_nothing_is_lost(make, tmp_path)
     assert leftovers(tmp_path / "store", tmp_path / "memory") == []
 
 
+@pytest.mark.parametrize("kind", [*SOURCES, "read by Apptainer itself"])
+def test_a_source_that_changed_since_it_was_identified_is_not_stored(kind, make, tmp_path, monkeypatch):
+    find = tools.find
+    if kind == "read by Apptainer itself":
+        kind = "docker-archive"
+        monkeypatch.setattr(tools, "find", lambda name: None if name == "skopeo" else find(name))
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    text = SOURCES[kind](before)
+    identity = digest(parse(text))
+    layers = samples.layers
+    monkeypatch.setattr(samples, "layers", lambda mark="": layers(f"changed{mark}"))
+    SOURCES[kind](after)
+    shutil.copytree(after, before, dirs_exist_ok=True)
+    with pytest.raises(SifproofError, match="changed while it was fetched") as raised:
+        make(text, identity=identity)
+    assert raised.value.fault is Fault.INFRASTRUCTURE
+    assert list((tmp_path / "store").glob("[!.]*")) == []
+    assert leftovers(tmp_path / "store", tmp_path / "memory") == []
+
+
+def test_a_sif_that_changed_since_it_was_identified_is_refused(tmp_path):
+    source = parse(str(samples.sif_header(tmp_path / "x.sif")))
+    identity = digest(source)
+    samples.sif_header(tmp_path / "x.sif", data=101)
+    with pytest.raises(SifproofError, match="changed while it was fetched"):
+        convert(source, tmp_path / "store", log=tmp_path / "log", identity=identity)
+
+
 def test_a_step_that_hangs_is_stopped(make, tmp_path, on_path):
     on_path("skopeo", '#!/bin/sh\n[ "$1" = --version ] && exec REAL "$@"\nexec sleep 600\n')
     with pytest.raises(SifproofError, match="did not end in time") as raised:
@@ -275,6 +308,26 @@ def test_an_apptainer_that_cannot_be_told_how_compresses_as_it_does(make, tmp_pa
     made = make(SOURCES["oci, raw"](tmp_path))
     assert made.fallbacks[0] == "compressed as Apptainer does by itself: before 1.4 it can't be told how"
     assert "etc/mark" in files(made.sif, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "WARNING: no idea",
+        "[]",
+        "null",
+        '{"data": null}',
+        '{"data": {"attributes": []}}',
+        '{"data": {"attributes": {}}}',
+        '{"data": {"attributes": {"labels": null}}}',
+        '{"data": {"attributes": {"labels": ["a"]}}}',
+        r"\0377",
+    ],
+)
+def test_labels_that_cannot_be_read_end_nothing(said, on_path, tmp_path):
+    on_path("apptainer", f'#!/bin/sh\n[ "$1" = inspect ] || exec REAL "$@"\nprintf %b {shlex.quote(said)}\n')
+    assert sif.read_labels(samples.sif_header(tmp_path / "x.sif")) == {}
 
 
 def test_root_without_a_capability_builds_as_an_ordinary_user(tmp_path):

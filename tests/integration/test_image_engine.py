@@ -47,6 +47,30 @@ def test_an_engines_image_is_converted_once_and_again_when_it_changes(name, tmp_
     assert not convert(source, tmp_path / "store", log=tmp_path / "log").reused
 
 
+def test_what_was_identified_is_taken_though_its_name_has_moved_on(name, tmp_path):
+    source = parse(f"docker-daemon:{name}")
+    identity = digest(source)
+    docker("load", "--input", str(samples.docker_archive(tmp_path / "second.tar", tag=f"{name}:latest", mark="second")))
+    assert digest(source) != identity
+    made = convert(source, tmp_path / "store", log=tmp_path / "log", identity=identity)
+    assert made.digest == identity.digest
+    other = convert(source, tmp_path / "store", log=tmp_path / "log")
+    assert (other.reused, other.sha256 == made.sha256) == (False, False)
+    assert docker("image", "inspect", "--format", "{{.Id}}", load_into_engine(source, name, identity=identity)) == (
+        identity.digest
+    )
+
+
+def test_an_archive_that_changed_is_not_loaded(name, tmp_path):
+    source = parse(f"docker-archive:{tmp_path}/first.tar")
+    identity = digest(source)
+    samples.docker_archive(tmp_path / "first.tar", mark="second")
+    with pytest.raises(SifproofError, match="changed while it was fetched") as raised:
+        load_into_engine(source, name, identity=identity)
+    assert raised.value.fault is Fault.INFRASTRUCTURE
+    assert not docker("image", "ls", "--quiet", f"sifproof/{name}")
+
+
 def test_a_name_the_engine_does_not_have_gets_similar_ones(name):
     with pytest.raises(SifproofError, match=f"no such image; similar ones: .*{name}:latest") as raised:
         verify(parse(f"docker-daemon:{name[:-1]}"))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -86,6 +87,23 @@ def test_a_registrys_image_is_converted_with_the_same_digest_as_elsewhere(tag, r
     assert Path(made.sif).exists()
     assert PASSWORD not in log.read_text() + Path(made.sif).with_suffix(".json").read_text()
     assert convert(parse(f"oci:{tmp_path}/one"), tmp_path / "store", log=log).reused
+
+
+def test_what_was_identified_is_taken_though_the_tag_has_moved_on(registry, tmp_path):
+    source = parse(f"docker://me:{PASSWORD}@{registry}/box:1")
+    identity = digest(source)
+    samples.oci_layout(tmp_path / "pushed", raw=False, mark="pushed")
+    index = (tmp_path / "one/index.json").read_text()
+    shutil.copytree(tmp_path / "pushed", tmp_path / "one", dirs_exist_ok=True)
+    pushed = digest(source)
+    assert pushed.digest != identity.digest
+    made = convert(source, tmp_path / "store", log=tmp_path / "log", identity=identity)
+    assert (made.digest, made.manifest_digest) == (identity.digest, identity.manifest_digest)
+    (tmp_path / "one/index.json").write_text(index)
+    assert convert(source, tmp_path / "store", log=tmp_path / "log").sha256 == made.sha256
+    # By its digest, not as whatever the tag names now.
+    again = convert(source, tmp_path / "store", log=tmp_path / "log", identity=pushed)
+    assert again.sha256 != made.sha256
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,11 @@ with stages.stage("image", snakemake, sandbox=sandbox):
     settings = config.load(snakemake.config)
     image = stages.read(snakemake.input.source, SourceImage)
     made = convert.convert(
-        source.parse(image.source), pipeline.sif_store(run), settings.conversion, log=Path(snakemake.log[0])
+        source.parse(image.source),
+        pipeline.sif_store(run),
+        settings.conversion,
+        log=Path(snakemake.log[0]),
+        identity=image.digest,
     )
     stages.write(snakemake.output.image, made)
     how = "converted before" if made.reused else f"{made.seconds.get('total', 0):.1f} s"

@@ -14,7 +14,7 @@ with stages.stage("source", snakemake, sandbox=sandbox):
     if snakemake.input.reference:
         named = stages.read_document(snakemake.input.reference)["source"]
     image = source.parse(named)
-    source.verify(image)
     found = digest.digest(image, SifStore(pipeline.sif_store(run)).digests)
+    source.require_architecture(image, found.architecture)
     stages.write(snakemake.output.source, SourceImage(source=named, digest=found))
     print(found.digest)

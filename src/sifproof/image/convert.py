@@ -29,11 +29,19 @@ from sifproof import tools
 from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import archive, process, scratch, sif
-from sifproof.image.digest import SourceDigest, digest, file_digest, registry_error, registry_login
+from sifproof.image.digest import (
+    SourceDigest,
+    by_digest,
+    digest,
+    file_digest,
+    registry_error,
+    registry_login,
+    require_unchanged,
+)
 from sifproof.image.process import ToolFailure
 from sifproof.image.provenance import ConversionSettings, Provenance, SifStore
 from sifproof.image.scratch import Place
-from sifproof.image.source import Kind, Source, host_architecture, verify
+from sifproof.image.source import Kind, Source, host_architecture, require_architecture, require_file
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +54,14 @@ _SMALL = 64 * 1024 * 1024
 _UNKNOWN_BYTES = 2 * 1024**3
 
 
-def convert(source: Source, store: Path, settings: Conversion | None = None, *, log: Path) -> Provenance:
+def convert(
+    source: Source,
+    store: Path,
+    settings: Conversion | None = None,
+    *,
+    log: Path,
+    identity: SourceDigest | None = None,
+) -> Provenance:
     """Make the SIF of ``source`` in ``store``, or find it there; a source that is a SIF already stays where it is.
 
     An image whose content, tools and arguments are those of a SIF in the store is not converted again. Two calls for
@@ -58,10 +73,12 @@ def convert(source: Source, store: Path, settings: Conversion | None = None, *, 
         store: directory of the SIFs; made where it is missing.
         settings: how to convert; the defaults are the fast way.
         log: file that gets the output of all tools, appended.
+        identity: what ``source`` was found to be; the SIF is of that image and no other. None: of what it is now.
 
     Raises:
         SifproofError: (configuration) there is no such image, or it is for another processor; (image) it can't be
-            converted; (infrastructure) a disk is full, a tool is missing, a registry does not answer.
+            converted; (infrastructure) it changed meanwhile, a disk is full, a tool is missing, a registry does not
+            answer.
     """
     how = ConversionSettings.of(settings)
     shelf = SifStore(store)
@@ -70,9 +87,12 @@ def convert(source: Source, store: Path, settings: Conversion | None = None, *, 
         log.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SifproofError(f"Cannot make the directory {error.filename}", why=str(error.strerror)) from error
-    verify(source)
-    identity = digest(source, cache=shelf.digests)
+    if identity is None:
+        identity = digest(source, cache=shelf.digests)
+    require_file(source)
+    require_architecture(source, identity.architecture)
     if source.kind is Kind.SIF:
+        require_unchanged(source, identity, shelf.digests)
         return _existing(source, identity, shelf)
     versions = {"sifproof": sifproof.__version__} | {
         name: tools.require(name).version for name in ("apptainer", "mksquashfs")
@@ -141,7 +161,10 @@ class _Conversion:
                     scratch.directory(self.shelf.path) as (new, _),
                 ):
                     made = new / "image.sif"
-                    self._build(made, self._layout(work), work)
+                    reference, ours = self._layout(work)
+                    self._build(made, reference, work)
+                    if not ours:
+                        require_unchanged(self.source, self.identity)
                     return self._finish(made, place, key, versions, begin)
             except ToolFailure as failure:
                 if place is chosen[-1] or not _lacks_space(failure, in_memory=place.in_memory):
@@ -151,18 +174,22 @@ class _Conversion:
                 raise SifproofError(f"Cannot convert {self.source} in {place}", why=str(error)) from error
         raise AssertionError("the last place returns or raises")
 
-    def _layout(self, work: Path) -> str:
-        """Bring the image into a form that Apptainer reads fast; returns how Apptainer calls it."""
-        source, reference = self.source, transport(self.source)
+    def _layout(self, work: Path) -> tuple[str, bool]:
+        """Bring the image into a form that Apptainer reads fast.
+
+        Returns how Apptainer calls it, and whether that is the identified image for sure: a copy of our own that was
+        compared, or the name by digest. Else what it is has to be looked at again once it has been read.
+        """
+        source, reference = self.source, transport(self.source, self.identity)
         if source.kind is Kind.OCI and self.identity.raw_layers and archive.read(source, host_architecture()).only:
-            return f"oci:{source.path}"
+            return f"oci:{source.path}", False
         if source.kind is Kind.DOCKER_DAEMON:
             saved = work / "image.tar"
-            self._run("save", "docker", ["save", "--output", str(saved), source.location])
+            self._run("save", "docker", ["save", "--output", str(saved), self.identity.digest])
             reference = f"docker-archive:{saved}"
         if tools.find("skopeo") is None:
             self.say("Apptainer reads the image itself, which is slower: there is no skopeo")
-            return reference
+            return reference, not source.is_file
         layout = work / "layout"
         with registry_login(source, "--src-authfile") as login:
             self._run(
@@ -173,7 +200,9 @@ class _Conversion:
                 environment={"TMPDIR": str(work)},
             )
         (work / "image.tar").unlink(missing_ok=True)
-        return f"oci:{layout}"
+        if source.is_file:
+            require_unchanged(source, self.identity)
+        return f"oci:{layout}", True
 
     def _build(self, made: Path, reference: str, work: Path) -> None:
         compression = ["--mksquashfs-args", self.settings.mksquashfs_arguments]
@@ -266,6 +295,8 @@ class _Conversion:
                 todo=f"make room there (it may need {_gigabytes(need_bytes(self.source, self.identity))}), "
                 "or name another directory to work in; " + log,
             ) from failure
+        if self.source.is_file or failure.name != "apptainer":
+            require_unchanged(self.source, self.identity)
         if failure.name == "skopeo" and self.source.kind is Kind.REGISTRY:
             raise registry_error(self.source, failure) from failure
         raise verdict_on(failure, what, self.log) from failure
@@ -329,8 +360,10 @@ def places(settings: ConversionSettings) -> list[Place]:
     return [*memory, Place(Path(os.environ.get("TMPDIR", "/var/tmp")), in_memory=False)]  # noqa: S108
 
 
-def transport(source: Source) -> str:
-    """``source`` as skopeo and Apptainer call it."""
+def transport(source: Source, identity: SourceDigest) -> str:
+    """``source`` as skopeo and Apptainer call it: of a registry the image of that ``identity``, whatever its tag is."""
+    if source.kind is Kind.REGISTRY:
+        return by_digest(source, identity.manifest_digest)
     if not source.is_file:
         return str(source)
     return f"{source.kind}:{source.path}" + (f":{source.reference}" if source.reference else "")

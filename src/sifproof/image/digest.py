@@ -23,7 +23,7 @@ from sifproof import tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import archive, daemon, sif
 from sifproof.image.process import ToolFailure, capture
-from sifproof.image.source import Kind, Source, host_architecture
+from sifproof.image.source import Kind, Source, host_architecture, require_file
 from sifproof.records import write_atomically
 
 
@@ -81,6 +81,7 @@ def digest(source: Source, cache: Path | None = None) -> SourceDigest:
         SifproofError: (configuration) there is no such image; (infrastructure) a registry does not answer, or a tool
             is missing.
     """
+    require_file(source)
     if source.kind is Kind.SIF:
         header = sif.read_header(source.path)
         return SourceDigest(digest=f"sha256:{file_digest(source.path, cache)}", architecture=header.architecture)
@@ -159,16 +160,18 @@ def _registry_digest(source: Source) -> SourceDigest:
             manifest = capture("skopeo", "inspect", *login, "--raw", str(source), timeout_s=120)
             if "manifests" in json.loads(manifest):
                 name = archive.platform_digest(source, json.loads(manifest), host_architecture())
-                one = f"docker://{_repository(source.location)}@{name}"
-                manifest = capture("skopeo", "inspect", *login, "--raw", one, timeout_s=120)
-            config = capture("skopeo", "inspect", *login, "--config", "--raw", str(source), timeout_s=120)
+                manifest = capture("skopeo", "inspect", *login, "--raw", by_digest(source, name), timeout_s=120)
+            name = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+            # By its digest, not by the tag again: a push in between would give the config of another image.
+            one = by_digest(source, name)
+            config = capture("skopeo", "inspect", *login, "--config", "--raw", one, timeout_s=120)
     except ToolFailure as failure:
         raise registry_error(source, failure) from failure
     layers = json.loads(manifest).get("layers") or []
     return _of_config(
         source,
         config,
-        manifest_digest=f"sha256:{hashlib.sha256(manifest).hexdigest()}",
+        manifest_digest=name,
         layer_bytes=sum(layer.get("size", 0) for layer in layers),
         raw_layers=False,
     )
@@ -190,9 +193,30 @@ def registry_error(source: Source, failure: ToolFailure) -> SifproofError:
     return SifproofError(f"The image {source} can't be had", why=why, todo=todo, fault=fault)
 
 
-def _repository(location: str) -> str:
-    path, slash, name = location.partition("@")[0].rpartition("/")
-    return path + slash + name.partition(":")[0]
+def by_digest(source: Source, manifest_digest: str) -> str:
+    """The image of the registry ``source`` with that manifest, as skopeo and Apptainer call it, whatever its tag is."""
+    path, slash, name = source.location.partition("@")[0].rpartition("/")
+    return f"docker://{path}{slash}{name.partition(':')[0]}@{manifest_digest}"
+
+
+def require_unchanged(source: Source, identity: SourceDigest, cache: Path | None = None) -> None:
+    """Prove that ``source`` still is the image that was identified, once it has been read.
+
+    Raises:
+        SifproofError: (infrastructure) it is another one, or none any more; as :func:`digest`.
+    """
+    try:
+        now = digest(source, cache).digest
+    except SifproofError as error:
+        if error.fault is not Fault.CONFIGURATION:
+            raise
+        now = f"none ({error.why})" if error.why else "none"
+    if now != identity.digest:
+        raise SifproofError(
+            f"The image {source} changed while it was fetched",
+            why=f"it was {identity.digest} and is now {now}",
+            todo="run again",
+        )
 
 
 def _of_config(source: Source, text: bytes, **fields: Any) -> SourceDigest:

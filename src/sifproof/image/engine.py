@@ -10,7 +10,7 @@ from sifproof import tools
 from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert, daemon, process, scratch
-from sifproof.image.digest import digest, registry_error, registry_login
+from sifproof.image.digest import SourceDigest, digest, registry_error, registry_login, require_unchanged
 from sifproof.image.process import ToolFailure, capture
 from sifproof.image.provenance import ConversionSettings
 from sifproof.image.source import Kind, Source
@@ -29,7 +29,14 @@ def engine_version(timeout_s: float = 1.0) -> str | None:
     return answer.decode().strip() or None
 
 
-def load_into_engine(source: Source, name: str, *, log: Path | None = None, settings: Conversion | None = None) -> str:
+def load_into_engine(
+    source: Source,
+    name: str,
+    *,
+    log: Path | None = None,
+    settings: Conversion | None = None,
+    identity: SourceDigest | None = None,
+) -> str:
     """Make sure that the Docker engine has the image of ``source``; returns the tag that it has there.
 
     The tag is ``sifproof/<name>:<digest>``, the digest's first twelve digits: where the engine has it, nothing is done.
@@ -40,10 +47,12 @@ def load_into_engine(source: Source, name: str, *, log: Path | None = None, sett
         name: of the sandbox.
         log: file that gets the output of all tools, appended; none to keep it only for the message of a failure.
         settings: where to work, as in a conversion.
+        identity: what ``source`` was found to be; the engine gets that image and no other. None: what it is now.
 
     Raises:
         SifproofError: (configuration) no engine answers, there is no such image, or it is a SIF; (image) the engine
-            does not take it; (infrastructure) a disk is full, a tool is missing, a registry does not answer.
+            does not take it; (infrastructure) it changed meanwhile, a disk is full, a tool is missing, a registry does
+            not answer.
     """
     if source.kind is Kind.SIF:
         raise SifproofError(
@@ -54,7 +63,7 @@ def load_into_engine(source: Source, name: str, *, log: Path | None = None, sett
         )
     daemon.require_engine(str(source))
     how = ConversionSettings.of(settings)
-    identity = digest(source)
+    identity = identity or digest(source)
     tag = f"sifproof/{_component(name)}:{identity.digest.removeprefix('sha256:')[:12]}"
     if daemon.has(tag):
         logger.info("The Docker engine has %s as %s", source, tag)
@@ -64,7 +73,7 @@ def load_into_engine(source: Source, name: str, *, log: Path | None = None, sett
     logger.info("Loading %s into the Docker engine as %s", source, tag)
     try:
         if source.kind is Kind.DOCKER_DAEMON:
-            process.run("docker", ["tag", source.location, tag], log=log, timeout_s=how.timeout_s)
+            process.run("docker", ["tag", identity.digest, tag], log=log, timeout_s=how.timeout_s)
             return tag
         places = convert.places(how)
         scratch.sweep(p.path for p in places)
@@ -77,13 +86,15 @@ def load_into_engine(source: Source, name: str, *, log: Path | None = None, sett
                     "--insecure-policy",
                     "copy",
                     *login,
-                    convert.transport(source),
+                    convert.transport(source, identity),
                     f"docker-archive:{archive}:{tag}",
                 ],
                 log=log,
                 timeout_s=how.timeout_s,
                 environment={"TMPDIR": str(work)},
             )
+            if source.is_file:
+                require_unchanged(source, identity)
             process.run(
                 "docker",
                 ["load", "--input", str(archive)],
@@ -91,6 +102,7 @@ def load_into_engine(source: Source, name: str, *, log: Path | None = None, sett
                 timeout_s=how.timeout_s,
             )
     except ToolFailure as failure:
+        require_unchanged(source, identity)
         if failure.name == "skopeo" and source.kind is Kind.REGISTRY:
             raise registry_error(source, failure) from failure
         raise convert.verdict_on(

@@ -98,16 +98,8 @@ def verify(source: Source, architecture: str = "") -> None:
     Raises:
         SifproofError: (configuration) it doesn't or isn't; (infrastructure) a registry does not answer.
     """
-    architecture = architecture or host_architecture()
-    if source.is_file and not source.path.exists():
-        raise _missing(source)
+    require_file(source)
     if source.kind is Kind.SIF:
-        if not source.path.is_file():
-            raise SifproofError(
-                f"{source} is a directory, not a SIF",
-                todo=f"allowed are {ALLOWED}",
-                fault=Fault.CONFIGURATION,
-            )
         found = sif.read_header(source.path).architecture
     elif source.kind is Kind.DOCKER_DAEMON:
         found = daemon.inspect(source.location).architecture
@@ -118,12 +110,27 @@ def verify(source: Source, architecture: str = "") -> None:
     require_architecture(source, found, architecture)
 
 
-def require_architecture(source: Source, found: str, architecture: str) -> None:
-    """Refuse an image that is for another processor than ``architecture``.
+def require_file(source: Source) -> None:
+    """Prove that there is a file or a directory where ``source`` names one.
+
+    Raises:
+        SifproofError: (configuration) there is none, or a SIF is a directory.
+    """
+    if source.is_file and not source.path.exists():
+        raise _missing(source)
+    if source.kind is Kind.SIF and not source.path.is_file():
+        raise SifproofError(
+            f"{source} is a directory, not a SIF", todo=f"allowed are {ALLOWED}", fault=Fault.CONFIGURATION
+        )
+
+
+def require_architecture(source: Source, found: str, architecture: str = "") -> None:
+    """Refuse an image that is for another processor than ``architecture`` (this machine's by default).
 
     Raises:
         SifproofError: (configuration) it is.
     """
+    architecture = architecture or host_architecture()
     if found and found != architecture:
         raise SifproofError(
             f"The image {source} can't run here",
