@@ -41,12 +41,12 @@ class Outcome:
 
     @property
     def verdict(self) -> dict:
-        return json.loads((self.run.results / "verdict.json").read_text())
+        return json.loads((self.folder / "report" / "verdict.json").read_text())
 
     @property
     def verdicts(self) -> list[dict[str, str]]:
         """The rows of ``checks.tsv``, and nothing done to them but what any reader of such a file does."""
-        with (self.run.results / "checks.tsv").open(newline="") as stream:
+        with (self.folder / "report" / "checks.tsv").open(newline="") as stream:
             return list(csv.DictReader(stream, delimiter="\t"))
 
     def red(self, sandbox: str | None = None) -> set[str]:
@@ -189,7 +189,7 @@ class Checkout:
 
     def traces(self) -> list[str]:
         """What runs left on this machine: agents' folders and mounts."""
-        folders = [str(path) for path in (self.root / ".tools" / "nomad").glob("*") if path.is_dir()]
+        folders = [str(path) for path in (self.root / ".tools" / "agents").glob("*") if path.is_dir()]
         mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{self.root}/" in line]
         return folders + mounts
 

@@ -107,7 +107,9 @@ def test_an_image_is_converted_once_and_again_when_it_changes(tmp_path, images):
         made = f"results/runs/{run}/images/singularity.json"
         outcome = checkout.snakemake("--cores", "4", made, *SINGULARITY, SIFPROOF_RUN=run, **DEAD_ENGINE)
         assert outcome.exit_code == 0, outcome
-        return json.loads((tmp_path / made).read_text())
+        provenance = json.loads((tmp_path / made).read_text())
+        assert "fault" not in provenance, provenance
+        return provenance
 
     convert()
     again = convert()

@@ -14,6 +14,7 @@ from checkout import DEAD_ENGINE, Checkout
 from sifproof import tools
 from sifproof.image.reference import build_reference_image
 
+NOBODY = pwd.getpwnam("nobody")
 BECOME = 'exec setpriv --reuid=nobody --regid=nogroup --clear-groups --bounding-set=-all --no-new-privs "$@"'
 
 
@@ -50,39 +51,59 @@ def fuse_for_all(folder: Path) -> list[str]:
         return []
     node = quote(str(folder / "fuse"))
     number = f"{os.major(device.st_rdev)} {os.minor(device.st_rdev)}"
-    return [f"mknod -m 666 {node} c {number}", f"mount --bind {node} /dev/fuse"]
+    return [f"[ -e {node} ] || mknod -m 666 {node} c {number}", f"mount --bind {node} /dev/fuse"]
 
 
-@pytest.fixture
-def home():
-    """A folder that an ordinary user can enter, which pytest's own is not."""
-    folder = Path(tempfile.mkdtemp(prefix="sifproof-user-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def test_an_ordinary_user_gets_a_verdict(home, images):
+@pytest.fixture(scope="module")
+def gate(images):
+    """Runs the gate as an ordinary user, in a folder that one can enter: pytest's own is closed."""
     assert os.geteuid() == 0, "becoming an ordinary user needs root; `make test` says so"
+    home = Path(tempfile.mkdtemp(prefix="sifproof-user-"))
+    home.chmod(0o755)
     layout = build_reference_image(images / "reference").source.removeprefix("oci:")
     shutil.copytree(layout, home / "image")
     checkout = Checkout(home / "checkout")
     (home / "tmp").mkdir()
-    nobody = pwd.getpwnam("nobody")
+    # An apptainer that leaves a process behind, for whoever puts it on PATH. The real one stands behind it.
+    (home / "leaves-behind").mkdir()
+    wrapper = home / "leaves-behind" / "apptainer"
+    wrapper.write_text(
+        f"#!/bin/sh\nPATH={quote(str(tools.root() / 'bin'))}:$PATH\n"
+        'case "$*" in *" exec "*) setsid sleep 600 < /dev/null > /dev/null 2>&1 & ;; esac\n'
+        f'exec {quote(str(tools.require("apptainer").path))} "$@"\n'
+    )
+    wrapper.chmod(0o755)
     for path in (home, *home.rglob("*")):
-        os.chown(path, nobody.pw_uid, nobody.pw_gid)
-
+        os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
     lines = shown({tools.root(), Path(sys.prefix), Path(sys.base_prefix)}, home / "shown")
     script = "\n".join(["set -e", *lines, *fuse_for_all(home), BECOME])
-    outcome = checkout.gate(
-        "--config",
-        "driver=singularity",
-        f"image=oci:{home}/image",
-        user=("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"),
-        HOME=str(home / "tmp"),
-        TMPDIR=str(home / "tmp"),
-        **DEAD_ENGINE,
-    )
+
+    def run(path: str = ""):
+        return checkout.gate(
+            "--config",
+            "driver=singularity",
+            f"image=oci:{home}/image",
+            user=("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"),
+            HOME=str(home / "tmp"),
+            TMPDIR=str(home / "tmp"),
+            PATH=f"{home / path}:{os.environ['PATH']}" if path else os.environ["PATH"],
+            **DEAD_ENGINE,
+        )
+
+    yield run
+    shutil.rmtree(home)
+
+
+def test_an_ordinary_user_gets_a_verdict(gate):
+    outcome = gate()
     assert outcome.exit_code == 0, outcome
     assert outcome.red() == set()
-    assert {path.stat().st_uid for path in outcome.folder.rglob("*")} == {nobody.pw_uid}
+    assert {path.stat().st_uid for path in outcome.folder.rglob("*")} == {NOBODY.pw_uid}
+
+
+def test_a_process_that_survives_the_stop_is_found(gate):
+    # Without control groups of its own, Nomad ends what is below the task, and not what has left it.
+    outcome = gate("leaves-behind")
+    assert outcome.exit_code == 1, outcome
+    assert outcome.red() == {"teardown.processes"}
+    assert "sleep 600" in outcome.output
