@@ -127,7 +127,7 @@ SOURCES = {
     "docker-archive": lambda p: f"docker-archive:{samples.docker_archive(p / 'd.tar')}",
     "docker-archive, gzipped": lambda p: f"docker-archive:{samples.docker_archive(p / 'd.tgz', compression='gz')}",
     "docker-archive of two": lambda p: "docker-archive:{}:a:1".format(
-        samples.docker_archive_of(p / "d.tar", {"a:1": samples.layers(), "b:1": samples.layers("b")})
+        samples.docker_archive_of(p / "d.tar", {"b:1": samples.layers("b"), "registry.example/a:1": samples.layers()})
     ),
     "oci, raw": lambda p: f"oci:{samples.oci_layout(p / 'o')}",
     "oci, raw, named": lambda p: f"oci:{samples.oci_layout(p / 'o')}:latest",

@@ -45,14 +45,17 @@ def test_another_content_has_another_digest(tmp_path):
 
 
 def test_an_archive_of_several_images_needs_a_name(tmp_path):
-    docker_archive_of(tmp_path / "x.tar", {"one:1": layers(), "docker.io/library/two:latest": layers("2")})
+    docker_archive_of(tmp_path / "x.tar", {"one:1": layers(), "registry.example/library/two:latest": layers("2")})
     with pytest.raises(SifproofError, match=r"2 images \(one:1.*x\.tar:one:1"):
         digest(parse(f"docker-archive:{tmp_path}/x.tar"))
     with pytest.raises(SifproofError, match="does not exist"):
         digest(parse(f"docker-archive:{tmp_path}/x.tar:three"))
     assert digest(parse(f"docker-archive:{tmp_path}/x.tar:one:1")).digest == EXPECTED
     assert digest(parse(f"docker-archive:{tmp_path}/x.tar:@0")).digest == EXPECTED
-    assert digest(parse(f"docker-archive:{tmp_path}/x.tar:two")).digest != EXPECTED
+    for name in ("two", "two:latest", "registry.example/two", "registry.example/library/two:latest"):
+        assert digest(parse(f"docker-archive:{tmp_path}/x.tar:{name}")).digest != EXPECTED
+    with pytest.raises(SifproofError, match="does not exist"):
+        digest(parse(f"docker-archive:{tmp_path}/x.tar:other.example/two"))
 
 
 def test_an_index_without_this_processor(tmp_path, monkeypatch):

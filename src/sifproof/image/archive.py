@@ -30,6 +30,8 @@ class Manifest(NamedTuple):
     """Size of all layers as they lie there."""
     raw_layers: bool
     """Whether no layer is compressed."""
+    position: int
+    """Among the images of a Docker archive, from 0; 0 in others."""
     only: bool
     """Whether it is the only image there, and needs no reference to be found."""
 
@@ -135,7 +137,7 @@ def _docker_image(source: Source, files: _Files) -> Manifest:
     if source.reference.startswith("@") and source.reference[1:].isdigit():
         chosen = images[int(source.reference[1:]) :][:1]
     elif source.reference:
-        chosen = [i for i in images if _short(source.reference) in map(_short, i.get("RepoTags") or [])]
+        chosen = [i for i in images if any(_same(source.reference, tag) for tag in i.get("RepoTags") or [])]
     else:
         chosen = images
     image = _the_one(source, chosen, tags)
@@ -144,6 +146,7 @@ def _docker_image(source: Source, files: _Files) -> Manifest:
         config=files.read(image["Config"]),
         layer_bytes=sum(files.size(layer) for layer in image["Layers"]),
         raw_layers=True,
+        position=images.index(image),
         only=len(images) == 1,
     )
 
@@ -167,6 +170,7 @@ def _oci_image(source: Source, files: _Files, architecture: str) -> Manifest:
         config=_blob(files, manifest["config"]["digest"]),
         layer_bytes=sum(files.size(_blob_name(layer["digest"])) for layer in manifest["layers"]),
         raw_layers=all(layer["mediaType"].endswith(".tar") for layer in manifest["layers"]),
+        position=0,
         only=only,
     )
 
@@ -201,9 +205,19 @@ def _the_one(source: Source, chosen: list[dict[str, Any]], names: list[str]) -> 
     )
 
 
-def _short(reference: str) -> str:
-    short = reference.removeprefix("docker.io/").removeprefix("library/").removeprefix("localhost/")
-    return short if ":" in short.rpartition("/")[2] else f"{short}:latest"
+def _same(one: str, other: str) -> bool:
+    """Whether two names mean one image: some tools write the registry's host in front, some leave it out."""
+    (host, name), (other_host, other_name) = _split(one), _split(other)
+    return name == other_name and (host == other_host or not (host and other_host))
+
+
+def _split(reference: str) -> tuple[str, str]:
+    """Host (empty where there is none) and name with tag."""
+    host, slash, name = reference.partition("/")
+    if not slash or not ("." in host or ":" in host or host == "localhost"):
+        host, name = "", reference
+    name = name.removeprefix("library/")
+    return host, name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 def _name(descriptor: dict[str, Any]) -> str:

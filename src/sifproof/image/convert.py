@@ -35,7 +35,6 @@ from sifproof.image.digest import (
     digest,
     file_digest,
     registry_error,
-    registry_login,
     require_unchanged,
 )
 from sifproof.image.process import ToolFailure
@@ -191,14 +190,13 @@ class _Conversion:
             self.say("Apptainer reads the image itself, which is slower: there is no skopeo")
             return reference, not source.is_file
         layout = work / "layout"
-        with registry_login(source, "--src-authfile") as login:
-            self._run(
-                "copy",
-                "skopeo",
-                [*_SKOPEO_COPY, *login, reference, f"oci:{layout}:latest"],
-                # skopeo unpacks archives there; its default is /var/tmp.
-                environment={"TMPDIR": str(work)},
-            )
+        self._run(
+            "copy",
+            "skopeo",
+            [*_SKOPEO_COPY, reference, f"oci:{layout}:latest"],
+            # skopeo unpacks archives there; its default is /var/tmp.
+            environment={"TMPDIR": str(work)},
+        )
         (work / "image.tar").unlink(missing_ok=True)
         if source.is_file:
             require_unchanged(source, self.identity)
@@ -366,15 +364,19 @@ def transport(source: Source, identity: SourceDigest) -> str:
         return by_digest(source, identity.manifest_digest)
     if not source.is_file:
         return str(source)
-    return f"{source.kind}:{source.path}" + (f":{source.reference}" if source.reference else "")
+    reference = source.reference
+    if reference and source.kind is Kind.DOCKER_ARCHIVE:
+        # By its place: what a name without a registry stands for is another thing to each tool.
+        reference = f"@{archive.read(source, host_architecture()).position}"
+    return f"{source.kind}:{source.path}" + (f":{reference}" if reference else "")
 
 
 def need_bytes(source: Source, identity: SourceDigest) -> int:
     """Room that a conversion may take at its peak: archive (where it is unpacked too), layers, files and SIF."""
     held = identity.layer_bytes or _UNKNOWN_BYTES
     layers = held if identity.raw_layers else held * _COMPRESSION_RATIO
-    archive = held if source.kind in (Kind.DOCKER_DAEMON, Kind.OCI_ARCHIVE) else 0
-    return int((archive + layers + layers + layers / _COMPRESSION_RATIO) * _ROUNDING) + _SMALL
+    archived = held if source.kind in (Kind.DOCKER_DAEMON, Kind.OCI_ARCHIVE) else 0
+    return int((archived + layers + layers + layers / _COMPRESSION_RATIO) * _ROUNDING) + _SMALL
 
 
 def _lacks_space(failure: ToolFailure, *, in_memory: bool) -> bool:

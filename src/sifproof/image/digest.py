@@ -7,13 +7,9 @@ identifies images by their manifest instead; that changes whenever the content d
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,22 +128,6 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
     return value
 
 
-@contextmanager
-def registry_login(source: Source, option: str = "--authfile") -> Iterator[list[str]]:
-    """Arguments that let skopeo use the credentials of ``source``: the name of a private file, never the words."""
-    if not source.username:
-        yield []
-        return
-    first, slash, _ = source.location.partition("/")
-    is_host = bool(slash) and ("." in first or ":" in first or first == "localhost")
-    pair = f"{source.username}:{source.password.get_secret_value()}"
-    login = {"auths": {first if is_host else "docker.io": {"auth": base64.b64encode(pair.encode()).decode()}}}
-    with tempfile.NamedTemporaryFile("w", prefix="sifproof-login-", suffix=".json") as stream:
-        json.dump(login, stream)
-        stream.flush()
-        yield [option, stream.name]
-
-
 def _registry_digest(source: Source) -> SourceDigest:
     if tools.find("skopeo") is None:
         raise SifproofError(
@@ -156,15 +136,14 @@ def _registry_digest(source: Source) -> SourceDigest:
             todo="install skopeo, or name an image of another kind, such as docker-archive:PATH",
         )
     try:
-        with registry_login(source) as login:
-            manifest = capture("skopeo", "inspect", *login, "--raw", str(source), timeout_s=120)
-            if "manifests" in json.loads(manifest):
-                name = archive.platform_digest(source, json.loads(manifest), host_architecture())
-                manifest = capture("skopeo", "inspect", *login, "--raw", by_digest(source, name), timeout_s=120)
-            name = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
-            # By its digest, not by the tag again: a push in between would give the config of another image.
-            one = by_digest(source, name)
-            config = capture("skopeo", "inspect", *login, "--config", "--raw", one, timeout_s=120)
+        manifest = capture("skopeo", "inspect", "--raw", str(source), timeout_s=120)
+        if "manifests" in json.loads(manifest):
+            name = archive.platform_digest(source, json.loads(manifest), host_architecture())
+            manifest = capture("skopeo", "inspect", "--raw", by_digest(source, name), timeout_s=120)
+        name = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+        # By its digest, not by the tag again: a push in between would give the config of another image.
+        one = by_digest(source, name)
+        config = capture("skopeo", "inspect", "--config", "--raw", one, timeout_s=120)
     except ToolFailure as failure:
         raise registry_error(source, failure) from failure
     layers = json.loads(manifest).get("layers") or []

@@ -10,7 +10,7 @@ from sifproof import tools
 from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert, daemon, process, scratch
-from sifproof.image.digest import SourceDigest, digest, registry_error, registry_login, require_unchanged
+from sifproof.image.digest import SourceDigest, digest, registry_error, require_unchanged
 from sifproof.image.process import ToolFailure, capture
 from sifproof.image.provenance import ConversionSettings
 from sifproof.image.source import Kind, Source
@@ -78,14 +78,13 @@ def load_into_engine(
         places = convert.places(how)
         scratch.sweep(p.path for p in places)
         place = scratch.choose(places, convert.need_bytes(source, identity))[0]
-        with scratch.directory(place.path) as (work, _), registry_login(source, "--src-authfile") as login:
+        with scratch.directory(place.path) as (work, _):
             archive = work / "image.tar"
             process.run(
                 "skopeo",
                 [
                     "--insecure-policy",
                     "copy",
-                    *login,
                     convert.transport(source, identity),
                     f"docker-archive:{archive}:{tag}",
                 ],

@@ -44,7 +44,7 @@ class Provenance(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    source: str = Field(description="the image it was made from, without credentials")
+    source: str = Field(description="the image it was made from")
     digest: str = Field(description="sha256:… of the source's image config; of the file where the source is a SIF")
     manifest_digest: str = Field(default="", description="sha256:… of the source's manifest, where it has one")
     architecture: str = Field(description="processor that it is made for, as GOARCH names it")

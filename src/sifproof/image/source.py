@@ -7,9 +7,8 @@ import platform
 import re
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import daemon, sif
@@ -40,15 +39,13 @@ class Kind(StrEnum):
 
 
 class Source(BaseModel):
-    """One image source. ``str(source)`` is how it is named to people and tools: never with credentials."""
+    """One image source. ``str(source)`` is how it is named to people and tools."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind
     location: str = Field(description="path of a file or directory; name of an image in an engine or a registry")
     reference: str = Field(default="", description="which image of an archive or layout; empty where it holds one")
-    username: str = Field(default="", description="for the registry")
-    password: SecretStr = Field(default=SecretStr(""), description="for the registry; never shown")
 
     @property
     def path(self) -> Path:
@@ -77,7 +74,9 @@ def parse(text: str) -> Source:
     text = text.strip()
     prefix, colon, rest = text.partition(":")
     if colon and prefix == Kind.REGISTRY and rest.startswith("//"):
-        return _parse_registry(text, rest[2:])
+        if re.match(r"[^/]*@[^/]*/", rest[2:]):
+            raise _unreadable(text, "credentials do not belong into an image's name; `skopeo login HOST` keeps them")
+        return Source(kind=Kind.REGISTRY, location=_full_reference(text, rest[2:]))
     if colon and prefix == Kind.DOCKER_DAEMON:
         return Source(kind=Kind.DOCKER_DAEMON, location=_full_reference(text, rest))
     if colon and prefix in (Kind.DOCKER_ARCHIVE, Kind.OCI, Kind.OCI_ARCHIVE):
@@ -144,20 +143,6 @@ def host_architecture() -> str:
     """This machine's processor as images name it (GOARCH), such as amd64."""
     machine = platform.machine()
     return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}.get(machine, machine)
-
-
-def _parse_registry(text: str, rest: str) -> Source:
-    username = password = ""
-    first, slash, _ = rest.partition("/")
-    if slash and "@" in first:
-        credentials, _, rest = rest.partition("@")
-        username, _, password = credentials.partition(":")
-    return Source(
-        kind=Kind.REGISTRY,
-        location=_full_reference(text, rest),
-        username=unquote(username),
-        password=SecretStr(unquote(password)),
-    )
 
 
 def _full_reference(text: str, reference: str) -> str:
