@@ -8,7 +8,14 @@
 # The agent that sifproof starts by itself uses this very file; its own ports and directories come on top.
 # To turn an existing client into one that can run sandboxes, take over the two plugin blocks.
 #
-# Whoever may submit a job to a client with raw_exec on runs code as the user of that client.
+# Whoever may submit a job to a client with raw_exec on runs code as the user of that client. An agent started as
+# above takes jobs from everyone who reaches 127.0.0.1: other users of the machine, and whatever runs in a sandbox,
+# which shares the machine's network. The agent that sifproof starts by itself asks for a token that only its user
+# can read. For your own, where others or images that you don't trust are about:
+#
+#     acl { enabled = true }
+#
+# in this file, then `nomad acl bootstrap` at once, before anybody else does, and NOMAD_TOKEN set to its Secret ID.
 
 log_level            = "INFO"
 disable_update_check = true

@@ -1,10 +1,13 @@
 """Jobs on a real local agent: placed, told why not, stopped, and what is left of them."""
 
+import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from nomad_payload import BINDS, COMMAND, LISTEN, build_sif, local_agent, new_id
 
 from sifproof import tools
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad import cleanup, preflight, static_port, submit, teardown, traces
+from sifproof.nomad import cleanup, preflight, static_port, submit, supervisor, teardown, traces
 from sifproof.nomad import job as jobs
 from sifproof.nomad.allocations import get_job_allocations
 from sifproof.nomad.client import NotFoundError, RejectedError
@@ -60,6 +63,10 @@ def stop(client, job_id, folder, **arguments):
 def sandbox(job_id, sif, **changes):
     arguments = {"command": COMMAND, "binds": BINDS, "userns": needs_userns(), **changes}
     return jobs.create_sandbox_job(job_id, str(sif), **arguments)
+
+
+def token_of(agent):
+    return (agent.directory / "token").read_text()
 
 
 def answer(allocation):
@@ -118,6 +125,80 @@ def test_a_sandbox_runs_contained_and_is_gone_after_the_stop(client, sif, tmp_pa
         client.get("job", job_id)
 
 
+# What code in an image under test can try, which shares the network of the node.
+ATTACK = """
+import json, os, pathlib, sys, urllib.error, urllib.request
+
+def status(method, path, token, body=None):
+    headers = {"X-Nomad-Token": token} if token else {}
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(sys.argv[1] + path, data, headers, method=method)
+    try:
+        return urllib.request.urlopen(request).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+job = {"Job": {"ID": "stolen", "Datacenters": ["dc1"], "TaskGroups": [{"Name": "a", "Tasks": [
+    {"Name": "b", "Driver": "raw_exec", "Config": {"command": "/bin/true"}}]}]}}
+first = {"BootstrapSecret": "11111111-2222-3333-4444-555555555555"}
+said = {
+    f"{method} {path} {token}": status(method, path, token, body)
+    for token in ("", first["BootstrapSecret"])
+    for method, path, body in (
+        ("PUT", "/v1/jobs", job),
+        ("GET", "/v1/jobs", None),
+        ("GET", "/v1/nodes", None),
+        ("GET", "/v1/allocations", None),
+        ("POST", "/v1/acl/bootstrap", first),
+    )
+}
+words = [
+    path.read_bytes().decode("latin-1")
+    for name in ("environ", "cmdline")
+    for path in pathlib.Path("/proc").glob(f"[0-9]*/{name}")
+]
+pathlib.Path("/data/said").write_text(json.dumps({"statuses": said, "words": words}))
+"""
+
+
+def test_code_in_a_sandbox_can_do_nothing_with_the_agent(agent, client, sif):
+    job_id = new_id()
+    command = ["/usr/bin/python3", "-c", ATTACK, agent.address]
+    submit.submit(client, sandbox(job_id, sif, command=command))
+    wait_until(lambda: any(a.terminal for a in get_job_allocations(client, job_id)))
+    (allocation,) = get_job_allocations(client, job_id)
+    said = json.loads(client.file(allocation.id, "/alloc/data/said"))
+    assert len(said["statuses"]) == 10
+    assert {code for what, code in said["statuses"].items() if "bootstrap" not in what} == {403}
+    assert {code for what, code in said["statuses"].items() if "bootstrap" in what} == {400}
+    assert [j["ID"] for j in client.get("jobs")] == [job_id]
+    assert not any(token_of(agent) in words for words in said["words"])
+
+
+def test_the_token_is_where_its_user_alone_can_read_it(agent, client, sif):
+    (allocation,) = run(client, sandbox(new_id(), sif))
+    answer(allocation)
+    token = token_of(agent).encode()
+    assert uuid.UUID(token.decode()).version == 4
+    holding = [p for p in agent.directory.rglob("*") if p.is_file() and token in p.read_bytes()]
+    assert holding == [agent.directory / "token"]
+    assert stat.S_IMODE(holding[0].stat().st_mode) == 0o600
+    assert not agent.directory.stat().st_mode & 0o066
+    assert token not in agent.directory.with_name(f"{agent.run}.log").read_bytes()
+    tasks = traces.find_processes([f"{agent.directory}/"])[f"{agent.directory}/"]
+    assert len(tasks) >= 4
+    for pid in (agent.supervisor, agent.agent, *(p.pid for p in tasks)):
+        for name in ("environ", "cmdline"):
+            assert token not in Path(f"/proc/{pid}/{name}").read_bytes()
+
+
+def test_an_agent_that_another_took_over_first_is_not_used(agent):
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        with pytest.raises(PermissionError, match="another process was first"):
+            supervisor.wait_ready(process, agent.address, str(uuid.uuid4()), 20)
+        process.kill()
+
+
 def test_placed_is_known_before_running(client, tmp_path):
     job_id = new_id()
     submit.submit(client, shell_job(job_id, LISTEN))
@@ -145,7 +226,7 @@ def test_the_rendered_file_can_be_submitted_by_hand(agent, client, sif, tmp_path
     path.write_text(jobs.render(sandbox(job_id, sif)))
     subprocess.run(
         [tools.require("nomad").path, "job", "run", "-detach", "-json", path],
-        env={**os.environ, "NOMAD_ADDR": agent.address},
+        env={**os.environ, "NOMAD_ADDR": agent.address, "NOMAD_TOKEN": token_of(agent)},
         check=True,
         capture_output=True,
     )
@@ -352,8 +433,9 @@ def test_the_end_of_a_run_takes_its_jobs_along(agent, client, tmp_path, monkeypa
     this, other = Run(new_id(), tmp_path), Run(new_id(), tmp_path)
     for owner in (this, other):
         run(client, shell_job(owner.job_id("a"), LISTEN))
+    monkeypatch.setenv("NOMAD_ADDR", agent.address)
+    monkeypatch.setenv("NOMAD_TOKEN", token_of(agent))
     cleanup.end_run(this, agent.address)
     assert [j["ID"] for j in client.get("jobs")] == [other.job_id("a")]
-    monkeypatch.setenv("NOMAD_ADDR", agent.address)
     assert cleanup.sweep(other) == [f"job {other.job_id('a')}: stopped and purged"]
     assert cleanup.sweep(other) == []

@@ -12,10 +12,10 @@ run = Run(snakemake.params.run)
 
 with stages.stage("agent", snakemake):
     plan = stages.read(snakemake.input.plan, Plan)
-    address = plan.nomad_address
+    address, directory = plan.nomad_address, ""
     if plan.nomad_local:
         agent = local.start(run.id, local.DIRECTORY, int(os.environ[PID_VARIABLE]), log=run.folder / "nomad-agent.log")
-        address = agent.address
-    cluster = Cluster(address=address, version=plan.nomad_version, local=plan.nomad_local)
+        address, directory = agent.address, str(agent.directory)
+    cluster = Cluster(address=address, version=plan.nomad_version, local=plan.nomad_local, directory=directory)
     stages.write(snakemake.output.nomad, cluster)
     print(f"{'a local agent' if cluster.local else 'the cluster'}, Nomad {cluster.version}, at {address}")

@@ -91,6 +91,7 @@ class Client:
         }
         self._session = session
         self._endpoints: dict[str, Any] = {
+            "acl": api.Acl(**settings),
             "agent": api.Agent(**settings),
             "allocation": api.Allocation(**settings),
             "allocations": api.Allocations(**settings),
@@ -198,6 +199,14 @@ class Client:
                 )
         except NotFoundError:
             return
+
+    def bootstrap(self, token: str) -> None:
+        """Make ``token``, a UUID, the first management token of a cluster whose access control has none yet.
+
+        Raises :class:`RejectedError` where somebody did so before.
+        """
+        with self._in_words("the first token of its access control"):
+            self._endpoints["acl"].request("bootstrap", json={"BootstrapSecret": token}, method="post")
 
     # -- errors ----------------------------------------------------------------------------------------------------
 

@@ -2,12 +2,16 @@
 
 :func:`start` hands the agent to a supervisor (:mod:`sifproof.nomad.supervisor`), a process of its own session that
 watches the run's outermost process and clears everything away when that has ended. The agent gets a directory under
-``.tools/nomad/``, named after the run::
+``.tools/agents/``, named after the run::
 
     lock          held by the supervisor as long as it lives: a directory whose lock is free belongs to nobody
     state.json    address, process ids
+    token         what its API asks for; for the eyes of this user alone
     agent.json    what is added to nomad-singularity.hcl
     data/         Nomad's: allocations and state
+
+Its API runs any program as the agent's user, outside all containers, and loopback is open to every user of the machine
+and to what runs in a contained sandbox. So it answers to that token alone, which the supervisor makes.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ from sifproof.nomad.job import validate_id
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGURATION = ROOT / "nomad-singularity.hcl"
-DIRECTORY = ROOT / ".tools" / "nomad"
+DIRECTORY = ROOT / ".tools" / "agents"
+"""Not in the folder of set-up's tools where that is elsewhere: it may be another user's, or shared by checkouts."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _READY_S = 60.0
@@ -73,7 +78,23 @@ class LocalAgent(BaseModel):
 
     def connect(self) -> Client:
         """A client of it; settings for another cluster in the environment don't count."""
-        return connect(self.address, environment={})
+        return connect_to(self.address, self.directory)
+
+
+def connect_to(address: str, directory: Path, namespace: str | None = None) -> Client:
+    """A client of the local agent at ``address``, with the token that lies in its ``directory``.
+
+    Raises :class:`SifproofError` where the agent has ended.
+    """
+    try:
+        token = (directory / "token").read_text(encoding="ascii")
+    except OSError as error:
+        raise SifproofError(
+            f"The local Nomad agent of run {directory.name} is not there",
+            why=f"its token can't be read: {error.strerror}",
+            todo="read nomad-agent.log in the run's folder",
+        ) from None
+    return connect(address, token=token, namespace=namespace, environment={})
 
 
 def start(

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,6 +92,8 @@ def start_agent(
     """The agent, ready, and its claim on ports; ``state`` becomes a :class:`sifproof.nomad.local.LocalAgent`."""
     began = time.monotonic()
     for attempt in range(1, _STARTS + 1):
+        # A new one each time: where another process took the port, it may have been told the last one.
+        token = write_token(home)
         block = claim_block()
         http, rpc, serf = block.agent
         additions = {
@@ -103,6 +106,7 @@ def start_agent(
                 "max_dynamic_port": block.dynamic[1],
                 "meta": {META_STATIC_PORTS: f"{block.static[0]}-{block.static[1]}"},
             },
+            "acl": {"enabled": True},
         }
         written = home / "agent.json"
         written.write_text(json.dumps(additions, indent=2), encoding="utf-8")
@@ -128,7 +132,7 @@ def start_agent(
         }
         write_state(home, state)
         try:
-            wait_ready(agent, state["address"], order["ready_s"])
+            wait_ready(agent, state["address"], token, order["ready_s"])
         except ChildProcessError:
             block.lock.close()
             if attempt == _STARTS or not lost_a_port(Path(order["log"])):
@@ -153,6 +157,16 @@ def write_state(home: Path, state: dict[str, Any]) -> None:
     write_atomically(home / "state.json", json.dumps({**state, "tmpdir": os.environ.get("TMPDIR", "")}))
 
 
+def write_token(home: Path) -> str:
+    """The token that the agent's API will ask for, new, in a file that this user alone can read."""
+    token = str(uuid.uuid4())
+    file = home / "token"
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600, exist_ok=False)
+    file.write_text(token, encoding="ascii")
+    return token
+
+
 def die_with_supervisor() -> None:
     """In the child: ask the kernel for SIGINT when the supervisor dies, which ends a ``-dev`` agent's tasks too."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
@@ -160,12 +174,17 @@ def die_with_supervisor() -> None:
         os._exit(1)
 
 
-def wait_ready(agent: subprocess.Popen[bytes], address: str, deadline_s: float) -> None:
-    """Wait until ``agent`` has a node that takes tasks; ``ChildProcessError`` where it ends instead."""
-    from sifproof.nomad.client import connect  # noqa: PLC0415
+def wait_ready(agent: subprocess.Popen[bytes], address: str, token: str, deadline_s: float) -> None:
+    """Wait until ``agent`` heeds ``token`` and has a node that takes tasks.
+
+    Raises ``ChildProcessError`` where it ends instead, and ``PermissionError`` where its access control was set up by
+    somebody else: until it has its first token, an agent takes one from anybody.
+    """
+    from sifproof.nomad.client import RejectedError, connect  # noqa: PLC0415
     from sifproof.nomad.preflight import wait_for_node_ready  # noqa: PLC0415
 
     end_by = time.monotonic() + deadline_s
+    bootstrapped = False
     while True:
         try:
             agent.wait(0.02)
@@ -174,9 +193,14 @@ def wait_ready(agent: subprocess.Popen[bytes], address: str, deadline_s: float) 
         else:
             raise ChildProcessError(f"the agent ended with exit code {agent.returncode}")
         try:
-            with connect(address, environment={}) as client:
+            with connect(address, token=token, environment={}) as client:
+                if not bootstrapped:
+                    client.bootstrap(token)
+                    bootstrapped = True
                 wait_for_node_ready(client, min(1.0, deadline_s))
                 return
+        except RejectedError as error:
+            raise PermissionError(f"another process was first to give the agent a token: {error}") from None
         except SifproofError as error:
             if time.monotonic() > end_by:
                 raise TimeoutError(f"not ready after {deadline_s:g} s: {error}") from None
@@ -194,7 +218,7 @@ def end(home: Path, agent: subprocess.Popen[bytes] | None, state: dict[str, Any]
     if agent is not None and agent.poll() is None:
         # In this order: an agent that stops while a task goes down leaves its logmon and executor for good.
         try:
-            purge_jobs(state["address"])
+            purge_jobs(state["address"], home)
             left = traces.wait_none(lambda: local.processes(home), _TASKS_END_S)
             for process in left:
                 say(log, f"still there {_TASKS_END_S:g} s after its job was purged: {process}")
@@ -213,15 +237,15 @@ def end(home: Path, agent: subprocess.Popen[bytes] | None, state: dict[str, Any]
         say(log, f"cleared away: {leftover}")
 
 
-def purge_jobs(address: str) -> None:
-    """Stop and forget every job of the agent at ``address``."""
+def purge_jobs(address: str, home: Path) -> None:
+    """Stop and forget every job of the agent at ``address`` whose directory is ``home``."""
 
-    from sifproof.nomad.client import connect  # noqa: PLC0415
+    from sifproof.nomad.local import connect_to  # noqa: PLC0415
 
-    with connect(address, environment={}, namespace="*") as client:
+    with connect_to(address, home, namespace="*") as client:
         jobs = client.get("jobs")
     for job in jobs:
-        with connect(address, environment={}, namespace=job.get("Namespace") or "default") as client:
+        with connect_to(address, home, namespace=job.get("Namespace") or "default") as client:
             client.deregister(job["ID"], purge=True)
 
 
