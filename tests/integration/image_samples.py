@@ -1,1 +1,0 @@
-../unit/image_samples.py
