@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -180,12 +181,15 @@ def _path_without_ours() -> list[Path]:
 def _folder_of(links: dict[str, str]) -> Path:
     """A folder that holds ``links`` (name to target) and nothing else; made when it is not there."""
     key = hashlib.sha256(json.dumps(links, sort_keys=True).encode()).hexdigest()[:12]
-    for base in (root(), Path(tempfile.gettempdir()) / f"sifproof-{os.getuid()}"):
+    private = Path(tempfile.gettempdir()) / f"sifproof-{os.geteuid()}"
+    for base in (root(), private):
+        if base == private and not _make_private(base):
+            continue
         folder = base / "sifproof-path" / key
         if folder.is_dir():
             return folder
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if base != root() else 0o755)
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             fresh = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
         except OSError:
             continue
@@ -201,9 +205,22 @@ def _folder_of(links: dict[str, str]) -> Path:
         return folder
     raise SifproofError(
         "no folder for the links to the chosen tools could be made",
-        why=f"neither {root()} nor the folder for temporary files can be written",
+        why=f"{root()} can't be written, and {private} can't either or is open to other users",
         todo="set SIFPROOF_TOOLS or TMPDIR to a folder that can",
     )
+
+
+def _make_private(folder: Path) -> bool:
+    """Whether ``folder``, made where it is not there, is a folder of this user in which nobody else can write.
+
+    Among the temporary files of all users anyone may have made one of that name before, with programs in it.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def _known_file() -> Path:

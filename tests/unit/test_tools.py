@@ -176,3 +176,39 @@ def test_tools_folder_that_is_not_there_is_no_harm(machine: Path) -> None:
     program(machine / "bin", "skopeo", "skopeo version 1.18.0")
     assert tools.find("skopeo") is not None
     assert (Path(tools.environment()["PATH"].split(os.pathsep)[0]) / "skopeo").is_symlink()
+
+
+@pytest.fixture
+def temporary(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, on a machine where set-up's can't be written."""
+    (machine / "file").touch()
+    monkeypatch.setenv("SIFPROOF_TOOLS", str(machine / "file" / "tools"))
+    monkeypatch.setattr(tools.tempfile, "tempdir", str(machine))
+    program(machine / "bin", "skopeo", "skopeo version 1.18.0")
+    return machine
+
+
+def test_without_a_tools_folder_links_lie_where_nobody_else_can_write(temporary: Path) -> None:
+    first = Path(tools.environment()["PATH"].split(os.pathsep)[0])
+    assert first.parents[1] == temporary / f"sifproof-{os.geteuid()}"
+    assert first.parents[1].stat().st_mode & 0o777 == 0o700
+    assert (first / "skopeo").is_symlink()
+
+
+@pytest.mark.parametrize("made", ["by another user", "open to all", "a link", "a file"])
+def test_what_others_may_have_put_there_is_not_used(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    if made == "by another user":
+        monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    folder = temporary / f"sifproof-{os.geteuid()}"
+    if made == "a link":
+        (temporary / "elsewhere").mkdir()
+        folder.symlink_to(temporary / "elsewhere")
+    elif made == "a file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        folder.chmod(0o777 if made == "open to all" else 0o700)
+    with pytest.raises(SifproofError, match="open to other users"):
+        tools.environment()
