@@ -8,6 +8,8 @@ import requests
 from nomad_payload import BINDS, COMMAND, import_image, local_agent, new_id, wait_until
 
 from sifproof import tools
+from sifproof.checks.registry import NotMeasured
+from sifproof.checks.teardown import Ended, mounts
 from sifproof.errors import SifproofError
 from sifproof.nomad import preflight, submit, teardown, traces
 from sifproof.nomad.allocations import get_job_allocations
@@ -86,6 +88,18 @@ def test_a_sandbox_runs_on_a_dynamic_port_and_is_gone_after_the_stop(client, ima
     assert end.port_closed_s < 2
     assert not end.killed
     assert docker("ps", "--all", "--quiet", "--filter", f"label=com.hashicorp.nomad.alloc_id={allocation.id}") == ""
+
+
+def test_an_engine_that_does_not_tell_has_not_been_looked_at(client, image, tmp_path, monkeypatch):
+    allocation = run(client, sandbox(new_id()))
+    monkeypatch.setenv("DOCKER_HOST", "unix:///no/engine.sock")
+    with pytest.raises(SifproofError, match=r"did not answer: .*/no/engine.sock"):
+        traces.find_containers(allocation.id, str(tools.require("docker").path))
+    (end,) = teardown.stop_and_verify(client, allocation.job_id, collect=tmp_path, local=True).allocations
+    assert "/no/engine.sock" in end.containers_unseen
+    ended = Ended(end, purged=True, stopped_within_s=10)
+    with pytest.raises(NotMeasured, match=r"could not be looked at.*/no/engine.sock"):
+        mounts(ended)
 
 
 def test_a_forgotten_job_ends_by_itself(client, image, tmp_path):

@@ -1,5 +1,6 @@
 """Jobs on a real local agent: placed, told why not, stopped, and what is left of them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -406,6 +407,22 @@ def test_port_that_stays_open_is_told(client, tmp_path):
         run(client, shell_job(job_id, "exec sleep 300", port=port))
         (end,) = stop(client, job_id, tmp_path, deadline_s=1).allocations
     assert end.port_closed_s is None
+    assert "accepts" in end.port_seen
+
+
+def test_a_port_that_does_not_answer_is_not_closed(client, tmp_path):
+    job_id = new_id()
+    port = static_port.pick_static_port(client, "dc1")
+    # The kernel lets connections wait unanswered beyond those that the listener is to accept some day.
+    with socket.create_server(("127.0.0.1", port), backlog=0), contextlib.ExitStack() as waiting:
+        for _ in range(3):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        run(client, shell_job(job_id, "exec sleep 300", port=port))
+        (end,) = stop(client, job_id, tmp_path, deadline_s=2).allocations
+    assert end.port_closed_s is None
+    assert "no answer" in end.port_seen
 
 
 def test_allocation_of_another_machine_is_not_looked_at(client, tmp_path):

@@ -19,10 +19,10 @@ class Ended:
     stopped_within_s: float
 
 
-def _within(seconds: float | None, ended: Ended, what: str) -> Finding:
+def _within(seconds: float | None, ended: Ended, what: str, seen: str = "") -> Finding:
     limit = ended.stopped_within_s
     if seconds is None:
-        return Finding(False, f"{what} not within {limit:g} s", limit, "s", limit)
+        return Finding(False, f"{what} not within {limit:g} s" + (f": {seen}" if seen else ""), limit, "s", limit)
     return Finding(seconds <= limit, f"{what} after {seconds:.3f} s", round(seconds, 4), "s", limit)
 
 
@@ -39,7 +39,7 @@ def _none_left(ended: Ended, left: Sequence[object]) -> Finding:
     todo="See what listens on that port of that node (`ss -ltnp`); look at how the server treats SIGTERM.",
 )
 def port_closed(ended: Ended) -> Finding:
-    return _within(ended.allocation.port_closed_s, ended, "the port was closed")
+    return _within(ended.allocation.port_closed_s, ended, "the port was closed", ended.allocation.port_seen)
 
 
 @check(
@@ -80,7 +80,10 @@ def processes(ended: Ended) -> Finding:
     todo="`grep <allocation> /proc/mounts`, `fusermount -u`, `docker ps -a`; see what holds them.",
 )
 def mounts(ended: Ended) -> Finding:
-    return _none_left(ended, [*ended.allocation.mounts, *ended.allocation.containers])
+    finding = _none_left(ended, [*ended.allocation.mounts, *ended.allocation.containers])
+    if finding.passed and ended.allocation.containers_unseen:
+        raise NotMeasured(f"its containers could not be looked at: {ended.allocation.containers_unseen}")
+    return finding
 
 
 @check(

@@ -30,6 +30,7 @@ _LOG_BYTES = 1_000_000
 _MISSED = "-1"
 """Exit code that Nomad reports when its executor ended before it could say: now and then, on a stop."""
 _BACKOFF_S = (0.002, 0.1)
+_CONNECT_S = 1.0
 
 
 class AllocationEnd(BaseModel):
@@ -40,7 +41,8 @@ class AllocationEnd(BaseModel):
     allocation: str
     node: str
     endpoint: str = Field(description="URL its server answered at; empty where it was never placed")
-    port_closed_s: float | None = Field(description="until nothing accepted connections on its port any more")
+    port_closed_s: float | None = Field(description="until its port refused connections")
+    port_seen: str = Field("", description="what its port did last, where it did not refuse")
     client_status: str = Field(description="what Nomad said last: complete, failed, lost, …; running: it did not end")
     terminal_s: float | None = Field(description="until Nomad said that it has ended")
     exit_code: int | None = Field(description="of its task, 143 for one that SIGTERM ended; None where Nomad missed it")
@@ -52,6 +54,7 @@ class AllocationEnd(BaseModel):
     processes: list[Process] = Field(description="processes of it that are left")
     mounts: list[str] = Field(description="mount points of it that are left")
     containers: list[str] = Field(description="Docker containers of it that are left")
+    containers_unseen: str = Field("", description="why its containers could not be looked at, where it has such")
 
 
 class Teardown(BaseModel):
@@ -114,21 +117,25 @@ def stop_and_verify(
         ends = []
         for allocation in known.values():
             last = final.get(allocation.id, allocation)
-            left, mounts, containers = [], [], []
+            left, mounts, containers, unseen = [], [], [], ""
             if looked[allocation.id]:
                 rest = max(end - time.monotonic(), 0.5)
                 left = _left(allocation.id, pidfds[allocation.id], rest)
                 mounts = traces.wait_unmounted(allocation.id, max(end - time.monotonic(), 0.5))
-                docker = tools.find("docker") if "docker" in drivers else None
-                if docker:
-                    containers = traces.find_containers(allocation.id, str(docker.path))
+                if "docker" in drivers:
+                    try:
+                        docker = tools.require("docker")
+                        containers = traces.find_containers(allocation.id, str(docker.path))
+                    except SifproofError as error:
+                        unseen = str(error)
             code = next((e.details.get("exit_code") for e in reversed(last.events) if e.type == "Terminated"), None)
             ends.append(
                 AllocationEnd(
                     allocation=allocation.id,
                     node=allocation.node_name,
                     endpoint=allocation.url if allocation.port else "",
-                    port_closed_s=closed[allocation.id],
+                    port_closed_s=closed[allocation.id][0],
+                    port_seen=closed[allocation.id][1],
                     client_status=last.client_status,
                     terminal_s=terminal.get(allocation.id),
                     exit_code=int(code) if code and code != _MISSED else None,
@@ -138,6 +145,7 @@ def stop_and_verify(
                     processes=left,
                     mounts=mounts,
                     containers=containers,
+                    containers_unseen=unseen,
                 )
             )
     return Teardown(
@@ -198,22 +206,27 @@ def _left(allocation: str, held: _Held, deadline_s: float) -> list[Process]:
     return list(survivors.values())
 
 
-def _wait_closed(allocation: Allocation, stopped: float, end: float) -> float | None:
+def _wait_closed(allocation: Allocation, stopped: float, end: float) -> tuple[float | None, str]:
     """Seconds from ``stopped`` until the port of ``allocation`` refuses; ``None`` if it does not before ``end``.
 
+    Then also what was seen last. A node that does not answer, or to which no way leads, says nothing about its port.
     Nothing tells when a port of another machine closes: it is tried again and again, ever more slowly.
     """
     if not allocation.port:
-        return 0.0
+        return 0.0, ""
     pause, longest = _BACKOFF_S
     while True:
         try:
-            with socket.create_connection((allocation.address, allocation.port), 1.0):
-                pass
-        except OSError:  # refused, or no way to a node that is gone
-            return time.monotonic() - stopped
+            with socket.create_connection((allocation.address, allocation.port), _CONNECT_S):
+                seen = "it still accepts connections"
+        except ConnectionRefusedError:
+            return time.monotonic() - stopped, ""
+        except TimeoutError:
+            seen = f"no answer to a connection within {_CONNECT_S:g} s"
+        except OSError as error:
+            seen = f"a connection failed: {error.strerror or error}"
         if time.monotonic() >= end:
-            return None
+            return None, seen
         time.sleep(pause)
         pause = min(pause * 2, longest)
 

@@ -22,9 +22,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sifproof.errors import SifproofError
 from sifproof.nomad.ports import MARK
 
 _PROC = Path("/proc")
+_DOCKER_TIMEOUT_S = 20.0
 
 _VARIABLES = (b"NOMAD_", b"HOME=", f"{MARK}=".encode())
 
@@ -159,26 +161,29 @@ def find_mounts(needle: str) -> list[str]:
 def find_containers(allocation: str, docker: str) -> list[str]:
     """The Docker containers, running or not, that Nomad made for ``allocation``: id, name and state of each.
 
-    ``docker`` is the path of the command-line client. An engine that does not answer has none.
+    ``docker`` is the path of the command-line client. Raises :class:`SifproofError` where the engine does not tell.
     """
-    asked = subprocess.run(
-        [
-            docker,
-            "ps",
-            "--all",
-            "--no-trunc",
-            "--filter",
-            f"label=com.hashicorp.nomad.alloc_id={allocation}",
-            "--format",
-            "{{json .}}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    try:
+        asked = subprocess.run(
+            [
+                docker,
+                "ps",
+                "--all",
+                "--no-trunc",
+                "--filter",
+                f"label=com.hashicorp.nomad.alloc_id={allocation}",
+                "--format",
+                "{{json .}}",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=_DOCKER_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SifproofError(f"The Docker engine did not answer in {_DOCKER_TIMEOUT_S:g} s") from None
     if asked.returncode:
-        return []
+        raise SifproofError("The Docker engine did not answer", why=" ".join(asked.stderr.split()))
     containers = [json.loads(line) for line in asked.stdout.splitlines() if line.strip()]
     return [f"{c['ID'][:12]} {c['Names']} ({c['State']})" for c in containers]
 
