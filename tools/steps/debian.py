@@ -368,6 +368,7 @@ def _finish_apptainer(fresh: Path, _final: Path) -> None:
 
 # Where the machine has no signature policy, buildah refuses to work, and only an option of its subcommands names one.
 _BUILDAH = """\
+PATH="$PATH:BUNDLE/no-range"
 export CONTAINERS_CONF="${CONTAINERS_CONF:-BUNDLE/containers.conf}"
 if [ ! -e /etc/containers/policy.json ] && [ ! -e "${HOME:-}/.config/containers/policy.json" ]; then
     subcommand=
@@ -389,6 +390,11 @@ def _finish_images(fresh: Path, final: Path) -> None:
     # buildah does not start without its network helper, even where it sets up no network, and looks below / only.
     (fresh / "containers.conf").write_text(f'[engine]\nhelper_binaries_dir = ["{final}/usr/lib/podman"]\n')
     _write_wrapper(fresh / "buildah", _BUILDAH.replace("BUNDLE", str(final)))
+    # For an ordinary user it goes on without a range of user ids where these two fail, and gives up where there are
+    # none. Those of a machine that has them come first.
+    (fresh / "no-range").mkdir()
+    for name in ("newuidmap", "newgidmap"):
+        _write_wrapper(fresh / "no-range" / name, f"echo 'this machine has no {name}' >&2; exit 1")
 
 
 def _finish_mmdebstrap(fresh: Path, final: Path) -> None:

@@ -190,13 +190,14 @@ class _Build:
         containerfile = self.context / "Containerfile"
         try:
             self._run("build", said, "buildah", [*arguments, "--file", str(containerfile), str(self.context)], work)
-        except ToolFailure as failure:
-            if self.named or "supplemental groups" not in failure.output:
+        except ToolFailure:
+            if self.named or os.geteuid() == 0:
                 raise
-            # Without those ranges buildah can run nothing in the image. Our own base has all that RUN would see to.
+            # Without those ranges, or a home, buildah can run nothing in an image, and has many ways to say so.
+            # Our own base has all that RUN would see to; whatever else is wrong with the Containerfile fails again.
             short = work / "Containerfile"
             short.write_text(_without_run(containerfile.read_text(encoding="utf-8")), encoding="utf-8")
-            said += ", without its RUN steps, for lack of a range in /etc/subuid"
+            said += ", without its RUN steps, which this user can't run here"
             self._run("build", said, "buildah", [*arguments, "--file", str(short), str(self.context)], work)
         # As a folder, because buildah compresses what it pushes to other places, or skopeo misnames it afterwards.
         pushed = f"dir:{work / 'image'}"
