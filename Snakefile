@@ -9,13 +9,13 @@ min_version("9.27")
 
 if "sandboxes" not in config:
 
-    configfile: "config/config.yaml"
+    configfile: os.path.join(workflow.basedir, "config", "config.yaml")
 
 
 sys.path.insert(0, os.path.join(workflow.basedir, "src"))
 from sifproof import pipeline
 
-flow = pipeline.begin(config)
+flow = pipeline.begin(config, workflow.configfiles)
 R = str(flow.run.folder)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from sifproof import __version__, run
@@ -53,16 +54,22 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser(
         "sweep",
         help="end what killed runs left: their jobs on the cluster, their local agents",
-        description="End what killed runs left. Where NOMAD_ADDR is set, jobs of sifproof on that cluster are stopped "
-        "and purged: those of the run given, or of every run.",
+        description="End what killed runs left: local agents, and with a run's id or --all the jobs on the cluster at "
+        "NOMAD_ADDR (NOMAD_NAMESPACE and the other variables count).",
     )
-    sweep.add_argument("run", nargs="?", help="id of one run; every run's where absent, those under way too")
+    which = sweep.add_mutually_exclusive_group()
+    which.add_argument("run", nargs="?", help="id of one run")
+    which.add_argument("--all", action="store_true", help="the jobs of every run on the cluster, those under way too")
     return parser
 
 
 def _run(arguments: Sequence[str]) -> int:
     """Snakemake below this process, so that its exit code can be put in the gate's words."""
-    this = run.Run(os.environ.get(run.RUN_VARIABLE) or run.new_id())
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--directory", "-d", type=Path, default=Path())
+    results = parser.parse_known_args(arguments)[0].directory / "results"
+    this = run.Run(os.environ.get(run.RUN_VARIABLE) or run.new_id(), results)
+    known = this.folder.exists()
     environ = {**os.environ, run.RUN_VARIABLE: this.id}
     environ.pop(run.PID_VARIABLE, None)
     cores = [] if any(_names_cores(a) for a in arguments) else ["--cores", "4"]
@@ -83,7 +90,8 @@ def _run(arguments: Sequence[str]) -> int:
         code = process.wait()
     finally:
         signal.signal(signal.SIGINT, ignored)
-    return _exit_code(this, code)
+    # An id that there was is refused by the Snakefile: what lies in its folder is another run's.
+    return Fault.CONFIGURATION.exit_code if known else _exit_code(this, code)
 
 
 def _names_cores(argument: str) -> bool:
@@ -128,7 +136,7 @@ def _checks() -> int:
 def _sweep(known: argparse.Namespace) -> int:
     from sifproof.nomad import cleanup  # noqa: PLC0415 - not needed by `run`
 
-    for line in cleanup.sweep(run.Run(known.run) if known.run else None):
+    for line in cleanup.sweep(run.Run(known.run) if known.run else None, everything=known.all):
         print(line)
     return 0
 

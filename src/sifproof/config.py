@@ -53,6 +53,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class Constraint(Section):
+    """Where Nomad may place a job; as in its job specification."""
+
+    attribute: str = Field(min_length=1, description="such as `${attr.unique.hostname}` or `${node.class}`")
+    operator: str = Field(default="=", min_length=1, description="Nomad's operator")
+    value: str = Field(default="", description="what the attribute is compared with")
+
+
 class Sandbox(Section):
     """One image under one driver."""
 
@@ -86,6 +94,14 @@ class Sandbox(Section):
     userns: Literal["auto"] | bool = Field(
         default="auto",
         description="singularity: run apptainer with `--userns`; `auto` does where this machine needs it",
+    )
+    apptainer: str = Field(
+        default="apptainer",
+        min_length=1,
+        description="singularity: the program on the nodes, `singularity` or a path where it has another name",
+    )
+    constraints: list[Constraint] = Field(
+        default=[], description="nodes to place on, each with `attribute`, `operator` (`=` by default) and `value`"
     )
     optional: bool = Field(
         default=False,

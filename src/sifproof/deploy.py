@@ -67,6 +67,8 @@ def _job(
         binds=sandbox.binds,
         environment=sandbox.environment,
         userns=singularity and userns,
+        apptainer=sandbox.apptainer,
+        constraints=[{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints],
         lifetime_s=settings.nomad.lifetime_s,
         namespace=None if cluster.local else settings.nomad.namespace or os.environ.get("NOMAD_NAMESPACE"),
         region=None if cluster.local else settings.nomad.region or os.environ.get("NOMAD_REGION"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,17 +60,26 @@ class Flow:
         return [str(self.run.folder / "verdicts" / f"{sandbox}.{name}.jsonl") for name in earlier]
 
 
-def begin(mapping: Mapping[str, Any]) -> Flow:
-    """The flow of the config that Snakemake merged; ends the process with a plain sentence where it is wrong."""
+def begin(mapping: Mapping[str, Any], files: Iterable[str | os.PathLike[str]] = ()) -> Flow:
+    """The flow of the config that Snakemake merged, from ``files`` and the command line.
+
+    Ends the process with a plain sentence where it is wrong.
+    """
     # Scripts in conda environments and on other nodes find the library as this process does.
     source = str(Path(__file__).parents[1])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *(path for path in paths if path not in ("", source))])
     try:
-        return Flow(run.current(), config.load(mapping))
+        return Flow(run.current(), config.load(mapping, " and ".join(map(_short, files)) or "--config"))
     except SifproofError as error:
         print(error, file=sys.stderr)
         sys.exit(error.fault.exit_code)
+
+
+def _short(path: str | os.PathLike[str]) -> str:
+    """``path`` from here, where it lies below."""
+    here = Path(path).absolute()
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def end(flow: Flow) -> None:

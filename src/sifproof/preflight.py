@@ -6,12 +6,18 @@ from datetime import UTC, datetime
 
 from sifproof import __version__, config, tools
 from sifproof.checks import registry
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.image import engine, source
 from sifproof.nomad.client import connect
-from sifproof.nomad.preflight import check_driver_available
+from sifproof.nomad.preflight import NoDriverError, check_driver_available
 from sifproof.records import Plan, PlannedSandbox
 from sifproof.run import Run
+
+ENGINE_ANSWERS_WITHIN_S = 20.0
+"""A busy engine is an engine: leaving a sandbox out must not depend on the load. A missing one refuses at once."""
+
+LOCAL_DATACENTER = "dc1"
+"""Where ``nomad agent -dev`` is."""
 
 
 def make_plan(settings: config.Settings, run: Run) -> Plan:
@@ -30,8 +36,15 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
         left_out = why_not.get(name)
         if left_out is not None and not sandbox.optional:
             raise left_out
-        if left_out is None and sandbox.image != config.REFERENCE:
-            source.verify(source.parse(sandbox.image))
+        if left_out is None:
+            _image_can_be_run(name, sandbox)
+            if not address and sandbox.datacenter != LOCAL_DATACENTER:
+                raise SifproofError(
+                    f"sandboxes.{name}.datacenter: {sandbox.datacenter!r} does not exist",
+                    why=f"the local agent that this run starts is in {LOCAL_DATACENTER!r}",
+                    todo="leave the key out, or set NOMAD_ADDR to the cluster that has it",
+                    fault=Fault.CONFIGURATION,
+                )
         sandboxes.append(
             PlannedSandbox(
                 name=name,
@@ -66,6 +79,20 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
     )
 
 
+def _image_can_be_run(name: str, sandbox: config.Sandbox) -> None:
+    if sandbox.image == config.REFERENCE:
+        return
+    image = source.parse(sandbox.image)
+    if sandbox.driver == "docker" and image.kind is source.Kind.SIF:
+        raise SifproofError(
+            f"sandboxes.{name}.image: the docker driver can't run {image}",
+            why="a SIF holds no image that a Docker engine could load",
+            todo="run the singularity sandboxes alone (driver=singularity), or name the SIF as singularity_image",
+            fault=Fault.CONFIGURATION,
+        )
+    source.verify(image)
+
+
 def _needed_tools(settings: config.Settings) -> list[str]:
     sandboxes = settings.selected().values()
     needed = [] if settings.nomad.effective_address() else ["nomad"]
@@ -82,7 +109,7 @@ def _look_at_cluster(settings: config.Settings) -> tuple[str, str, dict[str, Sif
     why_not = {}
     docker = [name for name, s in settings.selected().items() if s.driver == "docker"]
     if not address:
-        if docker and engine.engine_version() is None:
+        if docker and engine.engine_version(ENGINE_ANSWERS_WITHIN_S) is None:
             error = SifproofError(
                 "No Docker engine answers",
                 why="the docker sandboxes need one on this machine",
@@ -95,6 +122,6 @@ def _look_at_cluster(settings: config.Settings) -> tuple[str, str, dict[str, Sif
         for name, sandbox in settings.selected().items():
             try:
                 check_driver_available(client, sandbox.driver, sandbox.datacenter)
-            except SifproofError as error:
+            except NoDriverError as error:
                 why_not[name] = error
     return client.address, version, why_not

@@ -50,6 +50,8 @@ _KINDS = {"integer": "whole number", "number": "number", "string": "text", "bool
 
 
 def _allowed(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return "mappings"
     if "anyOf" in schema:
         branches = (_allowed(branch) for branch in schema["anyOf"] if branch.get("type") != "null")
         return " or ".join(filter(None, branches))

@@ -57,7 +57,18 @@ class Run:
 
 
 def current(environ: MutableMapping[str, str] = os.environ) -> Run:
-    """The run of this process: the inherited one, or a new one that children inherit."""
+    """The run of this process: the inherited one, or a new one that children inherit.
+
+    Raises :class:`SifproofError` where the outermost process is given the id of a run that there was: its verdict
+    would be taken for this one's.
+    """
     run = Run(environ.setdefault(RUN_VARIABLE, new_id()))
+    if PID_VARIABLE not in environ and run.folder.exists():
+        raise SifproofError(
+            f"{RUN_VARIABLE}={run.id} is the id of a run that there was",
+            why=f"{run.folder} exists",
+            todo=f"unset {RUN_VARIABLE}, or give each run an id of its own",
+            fault=Fault.CONFIGURATION,
+        )
     environ.setdefault(PID_VARIABLE, str(os.getpid()))
     return run

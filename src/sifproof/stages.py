@@ -49,23 +49,38 @@ def stage(name: str, snakemake: Any, *, sandbox: str = "", fatal: bool = False) 
     The log's last line is the outcome; the progress display shows it.
     """
     log_to(snakemake.log[0])
-    output = Path(snakemake.output[0])
     try:
         yield
     except SifproofError as error:
-        if not isinstance(error, Inherited):
-            record(Run(snakemake.params.run).folder, error, name, sandbox)
-        write_atomically(output, json.dumps({"fault": FaultRecord.of(error, name, sandbox).model_dump()}) + "\n")
-        print(BAD + str(error), flush=True)
+        _hand_on(error, name, snakemake, sandbox)
         if fatal:
             sys.exit(error.fault.exit_code)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
         sys.exit(Fault.INCOMPLETE.exit_code)
-    except Exception:
-        # A fault of sifproof's own: the log has the traceback, the rule fails, the gate's exit code is "incomplete".
+    except Exception as error:
+        # A fault of sifproof's own must not keep teardown and report from their work either.
         traceback.print_exc()
-        sys.exit(Fault.INCOMPLETE.exit_code)
+        unexpected = SifproofError(
+            f"The stage {name} failed in a way that sifproof did not foresee",
+            why=f"{type(error).__name__}: {error}",
+            todo=f"please report it, with {snakemake.log[0]}",
+            fault=Fault.INCOMPLETE,
+        )
+        _hand_on(unexpected, name, snakemake, sandbox)
+        if fatal:
+            sys.exit(unexpected.fault.exit_code)
+
+
+def _hand_on(error: SifproofError, name: str, snakemake: Any, sandbox: str) -> None:
+    """Record ``error`` in the run's folder, and put it where the stage's result would stand."""
+    if not isinstance(error, Inherited):
+        record(Run(snakemake.params.run).folder, error, name, sandbox)
+    output = Path(snakemake.output[0])
+    fault = json.dumps({"fault": FaultRecord.of(error, name, sandbox).model_dump()}) + "\n"
+    # A file of verdicts has none then; the gate misses them, and finds the fault.
+    write_atomically(output, "" if output.suffix == ".jsonl" else fault)
+    print(BAD + str(error), flush=True)
 
 
 def outcome(counts: Mapping[Word, int]) -> str:

@@ -38,6 +38,8 @@ def turns_red(*red: str):
     return register
 
 
+CHILDREN: dict[str, str] = {}
+BUSY: dict[str, int] = {}
 ANSWERED = {"success": True, "output": "", "error": "", "metadata": {}}
 
 
@@ -130,6 +132,33 @@ async def timeout_not_told(path, call, go):
     if answer.get("metadata", {}).pop("timeout", False):
         answer |= {"success": True, "error": ""}
     return answer
+
+
+@turns_red("bash.timeout")
+async def children_survive_the_timeout(path, call, go):
+    answer = await go(call)
+    if answer.get("metadata", {}).get("timeout"):
+        # In the time of the next calls, as a child that was left would.
+        name = next(word for word in call["args"]["command"].split() if word.startswith("alive-")).rstrip(";")
+        CHILDREN[call["slot_id"]] = name.rstrip(";")
+    elif is_call(call, "bash") and (name := CHILDREN.pop(call["slot_id"], "")):
+        command = (
+            f"(for i in 1 2 3 4 5 6 7 8 9 10 11 12; do date >> {name}; sleep 0.05; done) & {call['args']['command']}"
+        )
+        return await go(call | {"args": {"command": command}})
+    return answer
+
+
+@turns_red("bash.serial")
+async def swallows_what_comes_at_once(path, call, go):
+    if is_call(call, "bash") and call["args"]["command"].startswith("read a b"):
+        BUSY[call["slot_id"]] = BUSY.get(call["slot_id"], 0) + 1
+        try:
+            answer = await go(call)
+        finally:
+            BUSY[call["slot_id"]] -= 1
+        return answer | {"output": ""} if BUSY[call["slot_id"]] else answer
+    return await go(call)
 
 
 @turns_red("bash.unicode")
@@ -256,11 +285,25 @@ async def open_to_the_outside(path, call, go):
     return await go(call)
 
 
+@turns_red("files.outside")
+async def follows_links(path, call, go):
+    target = call.get("args", {}).get("path", "")
+    if is_call(call, "read_file") and target.endswith("/file"):
+        with open("/etc/passwd") as stream:  # noqa: PTH123
+            return {"success": True, "output": stream.read(), "error": "", "metadata": {}}
+    return await go(call)
+
+
 @turns_red("files.seen-by-bash", "files.empty", "files.in-allocation")
 async def files_apart_from_bash(path, call, go):
     # What `write_file` wrote, `read_file` finds, and nobody else.
     target = call.get("args", {}).get("path", "")
-    if is_call(call, "write_file") and target.isascii() and not target.startswith(("/", "..", "d/")):
+    if (
+        is_call(call, "write_file")
+        and target.isascii()
+        and not target.startswith(("/", "..", "d/"))
+        and "/folder/" not in target
+    ):
         APART.add(target)
     if target in APART:
         call["args"]["path"] = f".apart/{target}"

@@ -14,6 +14,7 @@ from sifproof.checks import registry
 from sifproof.checks.runner import Context, run_checks
 from sifproof.checks.server import Server
 from sifproof.errors import Fault, SifproofError
+from sifproof.nomad.client import NotFoundError
 from sifproof.nomad.ports import claim_block
 from sifproof.records import Verdict
 from sifproof.sandbox.client import SandboxClient
@@ -33,7 +34,7 @@ def server(defect: str, port: int, folder: Path):
         try:
             return (data / path).read_bytes()
         except OSError as error:
-            raise SifproofError(str(error)) from None
+            raise NotFoundError(str(error)) from None
 
     where = ["--host", "127.0.0.1", "--port", str(port), "--slots", str(SLOTS), "--data-dir", str(data), "--one-user"]
     with (folder / "log").open("wb") as log:

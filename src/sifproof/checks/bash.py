@@ -61,15 +61,17 @@ def exit_code(server: Server) -> Finding:
 
 @check(
     "bash.timeout",
-    "A command that exceeds its `timeout` is ended, says so, and its slot works again.",
+    "A command that exceeds its `timeout` is ended with all it started, says so, and its slot works again.",
     why="One endless command would otherwise take a slot for good.",
     todo="Look at how the server ends a command: the whole process group has to go.",
 )
 def timeout(server: Server) -> Finding:
-    start = time.monotonic()
-    result = server.bash("sleep 60", timeout_s=0.5)
+    alive, start = f"alive-{nonce()}", time.monotonic()
+    # What is left of it would go on writing.
+    result = server.bash(f"(while :; do date >> {alive}; sleep 0.05; done) & sleep 60", timeout_s=0.5)
     seconds = time.monotonic() - start
-    after = server.bash("echo usable")
+    size = f"$(cat {alive} 2>/dev/null | wc -c)"
+    after = server.bash(f"echo usable; a={size}; sleep 0.4; test $a = {size} || echo a child goes on")
     return expect(
         not result.success
         and result.metadata.get("timeout") is True
@@ -188,7 +190,7 @@ def serial(server: Server) -> Finding:
     with ThreadPoolExecutor(3) as callers:
         results = list(callers.map(lambda _: server.bash(command), range(3)))
     spans = sorted(_span(result) for result in results)
-    apart = all(result.success for result in results) and all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+    apart = all(begin < end for begin, end in spans) and all(end <= begin for (_, end), (begin, _) in pairwise(spans))
     return expect(
         apart,
         "3 commands sent at once to one slot, begun and ended at (s): "

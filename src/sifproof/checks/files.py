@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sifproof.checks.registry import Finding, check, expect
 from sifproof.checks.server import Server, nonce
-from sifproof.errors import SifproofError
+from sifproof.nomad.client import NotFoundError
 
 
 @check(
@@ -112,26 +112,28 @@ def directory(server: Server) -> Finding:
 
 @check(
     "files.outside",
-    "A path that leads out of the workspace is refused, for reading and for writing, and nothing is written there.",
+    "A path that leads out of the workspace, by `..`, from the root or through a link, is refused for reading and for "
+    "writing, and nothing is written beside the workspace.",
     why="The server's own files and other slots' work lie just beside the workspace.",
     todo="Resolve the path, links included, before opening it.",
 )
 def outside(server: Server) -> Finding:
-    name = nonce()
-    seen = {path: server.read(path) for path in ("../../../../etc/hostname", "/etc/hostname", "../slot_1")}
-    written = {path: server.write(path, "x") for path in (f"../{name}", f"/tmp/{name}", f"d/../../{name}")}  # noqa: S108
-    open_paths = [
-        f"{verb} {path}: {result}"
-        for verb, results in (("read", seen), ("wrote", written))
-        for path, result in results.items()
-        if result.success or "denied" not in result.error.lower()
-    ]
+    name, links = nonce(), nonce()
+    made = server.bash(f"mkdir {links} && ln -s /etc/passwd {links}/file && ln -s /tmp {links}/folder")
+    reads = ("../../../../etc/passwd", "/etc/passwd", "../slot_1", f"{links}/file")
+    writes = (f"../{name}", f"/var/tmp/{name}", f"d/../../{name}", f"{links}/folder/{name}")  # noqa: S108
+    calls = [(f"read {path}", server.read(path)) for path in reads]
+    calls += [(f"write {path}", server.write(path, "x")) for path in writes]
+    let_out = [f"{call}: {result}" for call, result in calls if result.success or "denied" not in result.error.lower()]
+    if not made.success:
+        let_out.append(f"making links: {made}")
     try:
         server.read_allocation_file(f"{server.workspace()}/../{name}")
-        open_paths.append(f"a file {name} beside the workspace")
-    except SifproofError:
+        let_out.append(f"a file {name} beside the workspace")
+    except NotFoundError:
         pass
-    return expect(not open_paths, "; ".join(open_paths) or "six paths out of the workspace refused, nothing written")
+    server.bash(f"rm -rf {links}")
+    return expect(not let_out, "; ".join(let_out) or f"{len(calls)} paths out of the workspace refused")
 
 
 @check(

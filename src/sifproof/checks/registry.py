@@ -27,7 +27,11 @@ class Finding:
 
 
 class NotMeasured(Exception):  # noqa: N818 - an outcome, not an error
-    """Raised by a check that could not look; its text is the reason."""
+    """Raised by a check that could not look; its text is the reason. The run is then incomplete."""
+
+
+class NotApplicable(NotMeasured):
+    """Raised by a check that has nothing to look at here, whatever the image is like: it does not count against it."""
 
 
 def expect(passed: bool, saw: object = "") -> Finding:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from sifproof.checks.registry import Check, Finding, NotMeasured
+from sifproof.checks.registry import Check, Finding, NotApplicable, NotMeasured
 from sifproof.errors import Fault, SifproofError
 from sifproof.records import Verdict, Word
 
@@ -85,16 +85,18 @@ def _run(check: Check, function: Callable[..., Finding], subject: object, contex
     start = time.perf_counter()
     finding: Finding | None = None
     fault: Fault | None = None
+    required = True
     word: Word
     try:
         finding = function(subject)
         word = "pass" if finding.passed else "fail"
         message = finding.saw
     except NotMeasured as reason:
-        word, message = "not-measured", str(reason)
+        word, message, required = "not-measured", str(reason), not isinstance(reason, NotApplicable)
     except SifproofError as error:
         word, message, fault = "fail", str(error), error.fault
     except Exception as error:  # a fault of the check itself must not look like one of the image
         context.say(traceback.format_exc())
         word, message = "not-measured", f"the check itself failed ({type(error).__name__}: {error}); please report it"
-    return context.verdict(check, word, message, seconds=time.perf_counter() - start, finding=finding, fault=fault)
+    verdict = context.verdict(check, word, message, seconds=time.perf_counter() - start, finding=finding, fault=fault)
+    return verdict.model_copy(update={"required": required})

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from sifproof.checks.registry import NotMeasured
+from sifproof.checks.registry import NotApplicable
 from sifproof.sandbox.client import Result, SandboxClient
 
 
@@ -27,11 +27,11 @@ class Server:
     ask_nomad: Callable[[], None]
 
     def slot(self, index: int = 0) -> str:
-        """Id of the slot ``index`` counted from either end; ``not-measured`` where the config gives too few slots."""
+        """Id of the slot ``index`` counted from either end; not applicable where the config gives too few."""
         try:
             return f"slot_{range(self.slots)[index]}"
         except IndexError:
-            raise NotMeasured(f"needs {index + 1} slots, the sandbox has {self.slots}") from None
+            raise NotApplicable(f"needs {index + 1} slots, the sandbox has {self.slots}") from None
 
     def bash(self, command: str, *, slot: int = 0, timeout_s: float = 30.0) -> Result:
         """Run ``command`` in a slot."""

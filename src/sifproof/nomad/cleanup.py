@@ -22,11 +22,11 @@ def end_run(run: Run, address: str = "", namespace: str | None = None, region: s
         teardown.sweep(client, run.job_id(""))
 
 
-def sweep(run: Run | None) -> list[str]:
+def sweep(run: Run | None, *, everything: bool = False) -> list[str]:
     """End what killed runs left, or all that ``run`` has; what was ended, a line each.
 
     Local agents end with their runs, unless their supervisor was killed too. Jobs on a cluster (``NOMAD_ADDR``) end
-    by their lifetime; this ends them now.
+    by their lifetime; this ends those of ``run`` now, or, with ``everything``, those of every run.
     """
     if run is not None:
         lines = []
@@ -35,7 +35,7 @@ def sweep(run: Run | None) -> list[str]:
             lines.append(f"local agent of run {run.id}: ended")
     else:
         lines = [f"local agent of run {name}: what it left was removed" for name in local.sweep()]
-    if os.environ.get("NOMAD_ADDR"):
+    if os.environ.get("NOMAD_ADDR") and (run or everything):
         with connect() as client:
             jobs = teardown.sweep(client, run.job_id("") if run else "sifproof-")
         lines += [f"job {job}: stopped and purged" for job in jobs]

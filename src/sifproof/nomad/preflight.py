@@ -14,6 +14,10 @@ NOMAD_DRIVER = {"singularity": "raw_exec", "docker": "docker"}
 """Nomad's driver for each driver of a sandbox."""
 
 
+class NoDriverError(SifproofError):
+    """No node of the datacenter can run the driver."""
+
+
 class Driver(BaseModel):
     """The state of one driver on one node."""
 
@@ -104,7 +108,7 @@ def _driver_words(node: Node, name: str) -> str:
 def check_driver_available(client: Client, driver: Literal["singularity", "docker"], datacenter: str) -> list[Node]:
     """The nodes of ``datacenter`` that can run ``driver``.
 
-    Raises :class:`SifproofError`, with each node and what is wrong with it, where there is none.
+    Raises :class:`NoDriverError`, with each node and what is wrong with it, where there is none.
     """
     name = NOMAD_DRIVER[driver]
     nodes = read_nodes(client)
@@ -115,7 +119,7 @@ def check_driver_available(client: Client, driver: Literal["singularity", "docke
     what = f"No node can run driver {driver} (Nomad's {name}) in datacenter {datacenter}"
     if not here:
         others = ", ".join(sorted({n.datacenter for n in nodes}))
-        raise SifproofError(
+        raise NoDriverError(
             what,
             why=f"the datacenter has no node; the cluster has nodes in: {others or 'none'}",
             todo="correct datacenter, or start a Nomad client there",
@@ -125,7 +129,7 @@ def check_driver_available(client: Client, driver: Literal["singularity", "docke
         todo = "start a Docker engine that the Nomad client can reach, or leave the docker sandboxes out"
     else:
         todo = 'enable plugin "raw_exec" in the configuration of the clients, as nomad-singularity.hcl does'
-    raise SifproofError(what, why=seen, todo=todo)
+    raise NoDriverError(what, why=seen, todo=todo)
 
 
 def wait_for_node_ready(client: Client, deadline_s: float, datacenter: str | None = None) -> list[Node]:
