@@ -39,7 +39,7 @@ class SifproofError(Exception):
         lines = "\n" in self.why
         text = self.what.rstrip(".")
         if self.why:
-            text += ":\n" + self.why.strip("\n") if lines else f": {self.why.rstrip('.')}."
+            text += ":\n" + self.why.strip("\n") if lines else f": {self.why.strip().rstrip('.')}."
         else:
             text += "."
         if self.todo:

@@ -111,6 +111,29 @@ def test_a_forgotten_job_ends_by_itself(client, image, tmp_path):
     assert teardown.stop_and_verify(client, job_id, collect=tmp_path).purged
 
 
+@pytest.fixture
+def bare(tmp_path):
+    """What makes an image one with sleep(1) and without timeout(1)."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sleep").symlink_to("/usr/bin/sleep")
+    return {"binds": [*BINDS, f"{tmp_path}/bin:/bare:ro"], "environment": {"PATH": "/bare"}}
+
+
+def test_a_forgotten_job_ends_by_itself_in_an_image_without_timeout(client, image, bare):
+    job_id = new_id()
+    run(client, sandbox(job_id, lifetime_s=1.5, **bare))
+    ended = wait_until(lambda: next((a for a in get_job_allocations(client, job_id) if a.terminal), None))
+    assert "lifetime" in str(submit.failure_of(client, ended))
+
+
+def test_a_server_in_an_image_without_timeout_is_told_to_end(client, image, tmp_path, bare):
+    job_id = new_id()
+    assert answer(run(client, sandbox(job_id, **bare)))["cwd"] == "/app"
+    (end,) = teardown.stop_and_verify(client, job_id, collect=tmp_path).allocations
+    assert not end.killed
+    assert end.processes == []
+
+
 def test_privileged_is_permitted(client, image):
     allocation = run(client, sandbox(new_id(), privileged=True))
     (container,) = traces.find_containers(allocation.id, str(tools.require("docker").path))

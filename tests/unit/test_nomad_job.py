@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 
@@ -151,12 +152,14 @@ def test_nothing_of_the_agent_reaches_apptainer_but_what_it_needs(shell):
         "NOMAD_ALLOC_ID",
         "APPTAINERENV_NOMAD_ALLOC_ID",
         "APPTAINERENV_GREETING",
+        "SINGULARITYENV_NOMAD_ALLOC_ID",
+        "SINGULARITYENV_GREETING",
     }
+    # Apptainer warns where they differ.
+    for name in ("GREETING", "NOMAD_ALLOC_ID"):
+        assert given[f"APPTAINERENV_{name}"] == given[f"SINGULARITYENV_{name}"]
     assert given["APPTAINERENV_GREETING"] == "a,b=$(c)"
-
-
-def test_singularityce_gets_variables_under_its_own_prefix():
-    assert "SINGULARITYENV_A=b" in line(singularity(apptainer="/opt/bin/singularity", environment={"A": "b"}))
+    assert given["APPTAINERENV_NOMAD_ALLOC_ID"] == "1234"
 
 
 def test_docker_line_keeps_the_words(shell):
@@ -167,6 +170,60 @@ def test_docker_line_keeps_the_words(shell):
         *["/app/server.py", *NASTY],
         *["--host", "0.0.0.0", "--port", "31337", "--slots", "5", "--data-dir", f"{shell.alloc}/data"],
     ]
+
+
+@pytest.fixture(params=["dash", "bash"])
+def bare(request, tmp_path):
+    """Starts a docker task's line where there is no timeout(1): in a shell, with the given programs on PATH."""
+    programs = tmp_path / "bare"
+    programs.mkdir()
+    sh = shutil.which(request.param)
+    assert sh, f"{request.param} is needed"
+
+    def start(server, *names, **changes):
+        for name in names:
+            (programs / name).symlink_to(shutil.which(name))
+        job = create_sandbox_job("j", "i", driver="docker", command=["/bin/sh", "-c", server, "sh"], **changes)
+        environment = {"PATH": str(programs), "NOMAD_PORT_http": "1", "NOMAD_ALLOC_DIR": "/x"}
+        return subprocess.Popen(
+            [sh, "-c", line(job)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def test_without_timeout_a_server_ends_by_its_lifetime(bare):
+    with bare("echo up; exec /bin/sleep 60", "sleep", lifetime_s=0.3, kill_timeout_s=30) as process:
+        assert process.wait(10) == 124
+        # The last words of a server that ended are told to a person.
+        assert process.stderr.read() == ""
+
+
+def test_without_timeout_a_server_that_stays_is_killed(bare):
+    with bare(
+        "trap '' TERM; while :; do /bin/sleep 0.05; done", "sleep", lifetime_s=0.2, kill_timeout_s=0.2
+    ) as process:
+        assert process.wait(10) == 124
+
+
+def test_without_timeout_the_end_and_its_code_are_handed_on(bare):
+    with bare("exit 7", "sleep", lifetime_s=0.5) as process:
+        assert process.wait(10) == 7
+
+
+def test_without_timeout_sigterm_reaches_the_server(bare):
+    server = "trap 'echo told; exit 0' TERM; echo up; while :; do /bin/sleep 0.05; done"
+    with bare(server, "sleep", lifetime_s=2) as process:
+        assert process.stdout.readline() == "up\n"
+        process.terminate()
+        assert process.stdout.readline() == "told\n"
+        process.wait(10)
+
+
+def test_without_timeout_and_sleep_the_server_runs_all_the_same(bare):
+    with bare("echo up") as process:
+        assert process.stdout.readline() == "up\n"
+        assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize("driver", ["singularity", "docker"])

@@ -20,5 +20,6 @@ with stages.stage("image", snakemake, sandbox=sandbox):
         identity=image.digest,
     )
     stages.write(snakemake.output.image, made)
-    how = "converted before" if made.reused else f"{made.seconds.get('total', 0):.1f} s"
+    took = f"{made.seconds.get('total', 0):.1f} s"
+    how = ("converted before" if made.reused else took) if made.key else "taken as it is"
     print(f"{made.sif}, {made.size_bytes / 1e6:.1f} MB, {how}")

@@ -95,12 +95,12 @@ def _apptainer_line(
     lifetime_s: float,
     kill_timeout_s: float,
 ) -> str:
-    # SingularityCE reads its own prefix only, Apptainer both.
-    prefix = "SINGULARITYENV_" if program.rpartition("/")[2] == "singularity" else "APPTAINERENV_"
-    handed_on = [f"{prefix}{name}={quote(value)}" for name, value in environment.items()]
+    # Apptainer reads the first, SingularityCE the second alone; either may be what goes by the name of the other.
+    given = {"NOMAD_ALLOC_ID": '"$NOMAD_ALLOC_ID"', **{name: quote(value) for name, value in environment.items()}}
+    handed_on = [f"{kind}ENV_{name}={word}" for name, word in given.items() for kind in ("APPTAINER", "SINGULARITY")]
     return _lines(
         ['mkdir -p "$NOMAD_ALLOC_DIR/data" "$NOMAD_ALLOC_DIR/tmp" &&'],
-        ["exec env -i", *_ENVIRONMENT, f'{prefix}NOMAD_ALLOC_ID="$NOMAD_ALLOC_ID"', *handed_on],
+        ["exec env -i", *_ENVIRONMENT, *handed_on],
         # --foreground keeps the server in the process group of the task, which Nomad kills when all else fails.
         ["timeout --foreground", f"-k {_seconds(kill_timeout_s)}", _seconds(lifetime_s)],
         # Without --no-eval a shell inside the container would run what a variable holds.
@@ -115,19 +115,31 @@ def _apptainer_line(
 
 
 def _docker_line(*, command: Sequence[str], slots: int, lifetime_s: float, kill_timeout_s: float) -> str:
+    """The server, with a limited life.
+
+    Where the image has no timeout(1) the shell does its work: it stays the container's first process, to which no
+    signal from inside does anything that it has no trap for, and hands SIGTERM on. Not covered: an image without
+    sleep(1) too, whose server lives until it is told to end; that is no reason not to run it.
+    """
     server = " ".join(
         [
             *map(quote, command),
             f'--host 0.0.0.0 --port "$NOMAD_PORT_http" --slots {slots} --data-dir "$NOMAD_ALLOC_DIR/data"',
         ]
     )
-    # An image without coreutils or busybox can't limit its own life; that is no reason not to run it.
-    return (
-        f"set -- {server}\n"
-        f"if command -v timeout >/dev/null; then set -- timeout -k {_seconds(kill_timeout_s)} "
-        f'{_seconds(lifetime_s)} "$@"; fi\n'
-        'exec "$@"'
-    )
+    lifetime, grace = _seconds(lifetime_s), _seconds(kill_timeout_s)
+    return f"""\
+set -- {server}
+if command -v timeout >/dev/null; then exec timeout -k {grace} {lifetime} "$@"; fi
+if ! command -v sleep >/dev/null; then exec "$@"; fi
+"$@" & server=$!
+late=
+trap 'kill -TERM $server' TERM INT
+trap 'late=1; kill -TERM $server' USR1
+(sleep {lifetime}; kill -USR1 $$; sleep {grace}; kill -KILL $server) >/dev/null 2>&1 &
+while wait $server; code=$?; kill -0 $server; do :; done 2>/dev/null
+if [ "$late" ]; then exit 124; fi
+exit $code"""
 
 
 def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
