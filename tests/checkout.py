@@ -155,7 +155,7 @@ class Checkout:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("NOMAD_", "SIFPROOF_", "PYTEST_", "PYTHON"))
+            if not name.startswith(("NOMAD_", "SIFPROOF_", "PYTEST_", "PYTHON")) or name == "SIFPROOF_DEBIAN_MIRROR"
         }
         return {
             **inherited,

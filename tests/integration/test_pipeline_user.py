@@ -93,7 +93,7 @@ def gate():
         assert may, "/dev/fuse is closed to ordinary users here: have root run `chmod 666 /dev/fuse`"
 
     def run(path: str = ""):
-        return checkout.gate(
+        started = checkout.start(
             "--config",
             "driver=singularity",
             user=user,
@@ -102,6 +102,10 @@ def gate():
             PATH=f"{home / path}:{os.environ['PATH']}" if path else os.environ["PATH"],
             **DEAD_ENGINE,
         )
+        try:
+            return started.wait(240)  # the first makes the base of packages too
+        finally:
+            started.end()
 
     yield run
     shutil.rmtree(home)
