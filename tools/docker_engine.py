@@ -72,15 +72,24 @@ def _answering() -> str:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
-    process = subprocess.Popen(command, env=environment, preexec_fn=_die_with_parent)  # noqa: PLW1509 (no threads)
+    # Held back until there is a process to pass them on to.
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def in_child() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        _die_with_parent()
+
+    process = subprocess.Popen(command, env=environment, preexec_fn=in_child)  # noqa: PLW1509 (no threads)
 
     def pass_on(number: int, _frame: object) -> None:
         # Ctrl-C on a terminal reaches the command without our help, and twice would mean something else to it.
         if number != signal.SIGINT or not _on_terminal():
             process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in signals:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     code = process.wait()
     return code if code >= 0 else 128 - code
 

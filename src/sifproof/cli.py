@@ -17,6 +17,7 @@ from sifproof.errors import Fault, SifproofError
 from sifproof.records import FaultRecord
 
 _PR_SET_PDEATHSIG = 1
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,8 +74,10 @@ def _run(arguments: Sequence[str]) -> int:
     environ = {**os.environ, run.RUN_VARIABLE: this.id}
     environ.pop(run.PID_VARIABLE, None)
     cores = [] if any(_names_cores(a) for a in arguments) else ["--cores", "4"]
-    # Snakemake gets the terminal's Ctrl-C itself; this process waits for it to clean up.
+    # Snakemake gets the terminal's Ctrl-C itself; this process waits for it to clean up. The others are held back until
+    # there is a Snakemake to pass them on to.
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "snakemake", *cores, *arguments],
@@ -85,8 +88,9 @@ def _run(arguments: Sequence[str]) -> int:
         def forward(number: int, frame: FrameType | None) -> None:
             process.send_signal(number)
 
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in _PASSED_ON:
             signal.signal(number, forward)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         code = process.wait()
     finally:
         signal.signal(signal.SIGINT, ignored)
@@ -101,6 +105,7 @@ def _names_cores(argument: str) -> bool:
 def _child_of_this() -> None:
     """In the child: Ctrl-C is for Snakemake, and it does not outlive this process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
