@@ -49,7 +49,7 @@ def _job(
     sandbox = settings.selected()[planned.name]
     singularity = sandbox.driver == "singularity"
     # Asked of this machine alone: other nodes of a cluster are not at hand.
-    userns = cluster.is_here() and needs_userns() if sandbox.userns == "auto" else sandbox.userns
+    userns = needs_userns() and cluster.is_here(settings.nomad) if sandbox.userns == "auto" else sandbox.userns
     return job.create_sandbox_job(
         planned.job_id,
         name,

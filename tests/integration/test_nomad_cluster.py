@@ -7,7 +7,8 @@ import pytest
 import requests
 from nomad_payload import LISTEN, new_id, shell_job, wait_until
 
-from sifproof import tools
+from sifproof import config, tools
+from sifproof.cluster import Cluster
 from sifproof.errors import SifproofError
 from sifproof.nomad import local, preflight, submit, teardown, traces
 from sifproof.nomad.client import connect
@@ -92,9 +93,12 @@ def test_without_a_right_it_is_told_which_is_missing(cluster, token):
             assert token is None or token not in str(caught.value)
 
 
-def test_the_smallest_policy_will_do_for_a_whole_run(cluster, tmp_path):
+def test_the_smallest_policy_will_do_for_a_whole_run(cluster, tmp_path, monkeypatch):
     job_id = new_id()
-    with connect(environment={"NOMAD_ADDR": cluster[0], "NOMAD_TOKEN": small_token(cluster)}) as client:
+    monkeypatch.setenv("NOMAD_ADDR", cluster[0])
+    monkeypatch.setenv("NOMAD_TOKEN", small_token(cluster))
+    assert Cluster(address=cluster[0], version="", local=False).is_here(config.Nomad())
+    with connect() as client:
         assert client.version()
         assert preflight.check_driver_available(client, "singularity", "dc1")
         submit.submit(client, shell_job(job_id, 'echo told >&2; echo x > "$NOMAD_ALLOC_DIR/data/x"; ' + LISTEN))

@@ -1,11 +1,15 @@
 """What reaches Nomad, seen from a server that records it; and what a person is told when Nomad can't be reached."""
 
+import base64
 import http.server
 import json
+import socket
 import threading
 
 import pytest
 
+from sifproof import config
+from sifproof.cluster import Cluster
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.client import Client, NotFoundError, RejectedError, connect
 
@@ -20,7 +24,7 @@ def nomad():
         def answer(self):
             size = int(self.headers.get("Content-Length") or 0)
             server.seen.append((self.command, self.path, dict(self.headers), self.rfile.read(size)))
-            status, body = server.answers
+            status, body = server.by_path.get(self.path.partition("?")[0], server.answers)
             raw = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("X-Nomad-Index", "42")
@@ -34,7 +38,7 @@ def nomad():
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.seen, server.answers = [], (200, [])
+    server.seen, server.answers, server.by_path = [], (200, []), {}
     server.address = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
@@ -153,6 +157,40 @@ def test_passwords_in_an_address_are_not_repeated():
     with pytest.raises(SifproofError) as caught:
         Client(f"ftp://user:{TOKEN}@host")
     assert TOKEN not in str(caught.value)
+
+
+def test_a_password_in_the_address_is_used_by_every_stage_and_written_by_none(nomad, monkeypatch):
+    with_password = nomad.address.replace("//", f"//user:{TOKEN}@")
+    monkeypatch.setenv("NOMAD_ADDR", f"{with_password}/")
+    with connect() as client:
+        cluster = Cluster(address=client.address, version="1.11.2", local=False)
+    assert TOKEN not in cluster.model_dump_json()
+    for settings in (config.Nomad(), config.Nomad(address=with_password)):
+        with cluster.connect(settings) as client:
+            client.get("jobs")
+        sent = nomad.seen[-1][2]["Authorization"].removeprefix("Basic ")
+        assert base64.b64decode(sent).decode() == f"user:{TOKEN}"
+
+
+def test_a_password_is_not_sent_to_another_cluster(nomad, monkeypatch):
+    monkeypatch.setenv("NOMAD_ADDR", f"http://user:{TOKEN}@127.0.0.1:1")
+    with Cluster(address=nomad.address, version="", local=False).connect(config.Nomad()) as client:
+        client.get("jobs")
+    assert "Authorization" not in nomad.seen[0][2]
+
+
+@pytest.mark.parametrize(("hostname", "here"), [(socket.gethostname(), True), ("another", False), (None, False)])
+def test_what_loopback_leads_to_is_here_where_it_has_our_name(nomad, hostname, here):
+    nodes = [{"ID": "n1", "Status": "ready"}, {"ID": "n2", "Status": "down"}]
+    nomad.by_path = {
+        "/v1/nodes": (200, nodes),
+        "/v1/node/n1": (200, {"Attributes": {"unique.hostname": hostname} if hostname else {}}),
+    }
+    assert Cluster(address=nomad.address, version="", local=False).is_here(config.Nomad()) is here
+
+
+def test_a_cluster_elsewhere_is_not_asked_whether_it_is_here():
+    assert not Cluster(address="https://nomad.invalid:4646", version="", local=False).is_here(config.Nomad())
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:4646", "unix:///run/nomad.sock", "nomad", "http://"])

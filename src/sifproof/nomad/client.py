@@ -66,12 +66,12 @@ class Client:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SifproofError(
-                f"{_without_password(address)!r} is no address of a Nomad API",
+                f"{without_password(address)!r} is no address of a Nomad API",
                 why="a URL such as http://127.0.0.1:4646 or https://nomad.example.org:4646 is expected",
                 todo="correct NOMAD_ADDR or nomad.address",
                 fault=Fault.CONFIGURATION,
             )
-        self.address = _without_password(address.rstrip("/"))
+        self.address = without_password(address.rstrip("/"))
         self.namespace = namespace or "default"
         self.region = region
         session = requests.Session()
@@ -330,7 +330,8 @@ def connect(
     )
 
 
-def _without_password(address: str) -> str:
+def without_password(address: str) -> str:
+    """``address`` without the ``user:password@`` that it may have."""
     parts = urlsplit(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
