@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import time
@@ -191,6 +192,25 @@ def test_the_token_is_where_its_user_alone_can_read_it(agent, client, sif):
     for pid in (agent.supervisor, agent.agent, *(p.pid for p in tasks)):
         for name in ("environ", "cmdline"):
             assert token not in Path(f"/proc/{pid}/{name}").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [1, 2, 6], ids=["rpc", "raft", "multiplexed"])
+def test_without_its_certificate_nobody_speaks_as_a_server_to_the_agent(agent, kind):
+    port = json.loads((agent.directory / "agent.json").read_text())["ports"]["rpc"]
+    with socket.create_connection(("127.0.0.1", port), 5) as plain:
+        plain.sendall(bytes([kind]))
+        # One that listened would wait for what comes next.
+        assert plain.recv(1) == b""
+    authority = ssl.create_default_context(cafile=agent.directory / "tls" / "nomad-agent-ca.pem")
+    with socket.create_connection(("127.0.0.1", port), 5) as bare:
+        bare.sendall(b"\x04")
+        with pytest.raises(ssl.SSLError, match="certificate required"):  # noqa: SIM117 - the handshake may raise too
+            with authority.wrap_socket(bare, server_hostname="server.global.nomad") as secure:
+                secure.sendall(bytes([kind]))
+                secure.recv(1)
+    keys = [p for p in (agent.directory / "tls").iterdir() if "key" in p.name]
+    assert len(keys) == 2
+    assert {stat.S_IMODE(p.stat().st_mode) for p in keys} == {0o600}
 
 
 def test_an_agent_that_another_took_over_first_is_not_used(agent):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 from nomad_payload import (
     BINDS,
     COMMAND,
@@ -147,6 +148,17 @@ def test_two_runs_side_by_side_do_not_meet(tmp_path, sif):
     with local_agent(tmp_path / "a") as one, local_agent(tmp_path / "b") as two:
         assert one.address != two.address
         assert not dynamic_ports(one) & dynamic_ports(two)
+        # Nor does one let the other in that looks for it.
+        settings = one.directory / "agent.json"
+        joined = requests.put(
+            f"{two.address}/v1/agent/join",
+            params={"address": f"127.0.0.1:{json.loads(settings.read_text())['ports']['serf']}"},
+            headers={"X-Nomad-Token": (two.directory / "token").read_text()},
+            timeout=20,
+        ).json()
+        assert joined["num_joined"] == 0
+        assert joined["error"]
+        assert stat.S_IMODE(settings.stat().st_mode) == 0o600
         others = run_sandbox(two, sif)
         local.stop(one.run, tmp_path / "a")
         with two.connect() as client:

@@ -7,11 +7,13 @@ watches the run's outermost process and clears everything away when that has end
     lock          held by the supervisor as long as it lives: a directory whose lock is free belongs to nobody
     state.json    address, process ids
     token         what its API asks for; for the eyes of this user alone
-    agent.json    what is added to nomad-singularity.hcl
+    agent.json    what is added to nomad-singularity.hcl; holds a key, so for this user alone too
+    tls/          certificate for the port that Nomad's servers and clients use among themselves
     data/         Nomad's: allocations and state
 
 Its API runs any program as the agent's user, outside all containers, and loopback is open to every user of the machine
-and to what runs in a contained sandbox. So it answers to that token alone, which the supervisor makes.
+and to what runs in a contained sandbox. So it answers to that token alone, and the ports for Nomad's servers to that
+certificate and that key. The supervisor makes them.
 """
 
 from __future__ import annotations
