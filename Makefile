@@ -10,7 +10,7 @@ help:
 	@echo 'make setup    prepare this checkout: everything goes to .tools/ and .venv/'
 	@echo 'make run      prepare what is missing, then run the gate; ARGS="--config driver=singularity" goes to Snakemake,'
 	@echo '              DOCKER=yes starts a Docker engine for the run where none answers (needs root)'
-	@echo 'make test     prepare what is missing, then run the tests; ARGS="-k ports" goes to pytest'
+	@echo 'make test     prepare what is missing, then run the tests, as root; ARGS="-k ports" goes to pytest'
 	@echo 'make lint     check the code and the rules without changing them'
 	@echo 'make format   put code and rules into their standard form'
 	@echo 'make clean    remove what runs left in results/ and .snakemake/'
@@ -24,6 +24,7 @@ run:
 	@$(if $(filter yes,$(DOCKER)),$(PRIVATE_ENGINE)) $(BIN)/sifproof run $(ARGS)
 
 test:
+	@$(PYTHON) tools/docker_engine.py --possible
 	@$(PYTHON) tools/setup.py --brief --docker
 	@$(PRIVATE_ENGINE) $(BIN)/pytest $(ARGS)
 

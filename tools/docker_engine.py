@@ -44,8 +44,12 @@ def main() -> int:
     """Run the command; its exit code is this program's."""
     parser = argparse.ArgumentParser(description="Run a command with a Docker engine.")
     parser.add_argument("--private", action="store_true", help="start an engine even where one answers already")
+    parser.add_argument("--possible", action="store_true", help="run nothing, and fail at once where none can be had")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND…")
     options = parser.parse_args()
+    if options.possible:
+        _require_possible()
+        return 0
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         parser.error("no command given")
@@ -55,6 +59,21 @@ def main() -> int:
     with _private_engine() as host:
         print(f"Docker engine: a private one at {host}", file=sys.stderr)
         return _run(command, os.environ | {"DOCKER_HOST": host})
+
+
+def _require_possible() -> None:
+    """Raise where no engine answers this user and he can't start one; without a client nobody knows before set-up."""
+    unknown = tools.find("docker") is None and (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists())
+    if os.geteuid() != 0 and not unknown and not _answering():
+        raise _needs_root()
+
+
+def _needs_root() -> SifproofError:
+    return SifproofError(
+        "no Docker engine answers, and a private one can't be started",
+        why="that needs root",
+        todo="run this as root, or start Docker and let DOCKER_HOST name it",
+    )
 
 
 def _answering() -> str:
@@ -111,11 +130,7 @@ def _private_engine() -> Iterator[str]:
     """Start an engine; its DOCKER_HOST. It ends with the context, or with this process."""
     bundle = tools.root() / "debian" / "docker"
     if os.geteuid() != 0:
-        raise SifproofError(
-            "no Docker engine answers, and a private one can't be started",
-            why="that needs root",
-            todo="run this as root, or start Docker and let DOCKER_HOST name it",
-        )
+        raise _needs_root()
     if not bundle.is_dir():
         raise SifproofError(f"{bundle} is missing", todo="run `python3 tools/setup.py --docker`")
     # The keeper holds the other ends: it learns of our end, whatever that is, and we of the engine's readiness.
