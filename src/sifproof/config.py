@@ -38,7 +38,7 @@ def _words(value: object) -> object:
 
 
 def _without_password(image: str) -> str:
-    if re.match(r"docker://[^/]*@", image):
+    if re.match(r"docker://[^/@]*@(?!sha256:)", image):
         # Not shown: what is wrong with it is that it must not be shown.
         raise ValueError("a password does not belong into an image's name; use `skopeo login` or `docker login`")
     return image

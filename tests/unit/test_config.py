@@ -109,6 +109,10 @@ def test_a_password_in_an_image_is_refused_and_not_shown(key: str) -> None:
     assert "hunter2" not in text
 
 
+def test_a_digest_in_an_image_is_no_password() -> None:
+    config.load(settings(image=f"docker://box:1@sha256:{'0' * 64}"))
+
+
 def test_two_sandboxes_on_one_static_port_are_both_named() -> None:
     mapping = {"sandboxes": {name: {"driver": "singularity", "port": 9000} for name in ("a", "b")}}
     text = refusal(mapping)
