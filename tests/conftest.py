@@ -1,5 +1,6 @@
 """Fixtures for the tests that run the whole pipeline."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ pytest.register_assert_rewrite("checkout")
 
 from checkout import ROOT, Checkout  # noqa: E402
 
+from sifproof import tools  # noqa: E402
+
+# For the tests of the sandbox server outside of a container, on a machine without bubblewrap.
+os.environ["PATH"] += f"{os.pathsep}{tools.root() / 'bin'}"
 IMAGES = ROOT / "results" / "images"
 
 

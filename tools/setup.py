@@ -76,6 +76,8 @@ def _make_all(*, docker: bool) -> list[SifproofError]:
             _attempt(faults, _unpack, bundle)
     if docker or (not _on_path("docker") and _engine_is_likely()):
         _attempt(faults, _unpack, "docker")
+    if docker and not shutil.which("bwrap"):
+        _attempt(faults, _unpack, "bubblewrap")
     if not _on_path("nomad"):
         _attempt(faults, _build_nomad)
     return faults

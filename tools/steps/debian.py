@@ -45,6 +45,8 @@ BUNDLES: dict[str, tuple[str, ...]] = {
         *("libsepol2", "libbz2-1.0", "libgcc-s1"),
     ),
     "mmdebstrap": ("mmdebstrap", "debian-archive-keyring"),  # a script for the machine's own Perl, which git needs too
+    # For tests of the sandbox server outside of a container.
+    "bubblewrap": ("bubblewrap", "libcap2", "libselinux1", "libpcre2-8-0", "libc6"),
     "docker": (
         *("docker.io", "docker-cli", "containerd", "runc", "tini", "libc6", "libseccomp2", "libsystemd0", "libcap2"),
         "libgcc-s1",
@@ -62,6 +64,7 @@ _PROGRAMS = {
     },
     "images": {"skopeo": "usr/bin/skopeo", "buildah": "buildah"},
     "mmdebstrap": {"mmdebstrap": "mmdebstrap"},
+    "bubblewrap": {"bwrap": "usr/bin/bwrap"},
     "docker": {"docker": "usr/bin/docker"},
 }
 

@@ -91,7 +91,9 @@ def renew_locks() -> None:
 
 def pip(step: Step, *words: str | Path) -> None:
     """Run the pip of ``.venv``, or before there is one, Debian's unpacked one."""
-    arguments = [*words, "--disable-pip-version-check", "--no-input", "--progress-bar=off", "--no-warn-script-location"]
+    arguments = [*words, "--disable-pip-version-check", "--no-input"]
+    if words[0] == "install":
+        arguments += ["--progress-bar=off", "--no-warn-script-location"]
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "PYTHONPATH", "PIP_REQUIRE_VIRTUALENV")}
     command: list[str | Path] = [python(), "-m", "pip"]
     if not list(VENV.glob("lib/python3*/site-packages/pip")):
