@@ -12,7 +12,7 @@ from checkout import ROOT, Checkout  # noqa: E402
 from sifproof import tools  # noqa: E402
 
 # For the tests of the sandbox server outside of a container, on a machine without bubblewrap.
-os.environ["PATH"] += f"{os.pathsep}{tools.root() / 'bin'}"
+os.environ["PATH"] += f"{os.pathsep}{tools.root() / 'debian/bubblewrap/usr/bin'}"
 IMAGES = ROOT / "results" / "images"
 
 
