@@ -7,10 +7,11 @@ what is allowed.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,9 +21,26 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sifproof.errors import Fault, SifproofError
 
 Driver = Literal["singularity", "docker"]
-Suite = Literal["health", "bash", "files"]
+Suite = Literal[
+    "health",
+    "image",
+    "bash",
+    "files",
+    "artifacts",
+    "batch",
+    "reset",
+    "protocol",
+    "isolation",
+    "bubblewrap",
+    "storage",
+    "performance",
+    "persistence",
+    "resilience",
+]
 
+DRIVERS: tuple[str, ...] = get_args(Driver)
 SUITES: tuple[str, ...] = get_args(Suite)
+"""In the order they run: first who answers, last what may end the server."""
 REFERENCE = "reference"
 """The value of ``image`` that names the reference image of this project (``sandbox/``)."""
 
@@ -59,6 +77,38 @@ class Constraint(Section):
     attribute: str = Field(min_length=1, description="such as `${attr.unique.hostname}` or `${node.class}`")
     operator: str = Field(default="=", min_length=1, description="Nomad's operator")
     value: str = Field(default="", description="what the attribute is compared with")
+
+
+class Policy(Section):
+    """Which checks a sandbox must pass, by id or by a pattern such as `isolation.slot.*`.
+
+    Where several match a check, an id counts more than a pattern, and a longer pattern more than a shorter one. A
+    check that none of them names is as `sifproof checks` says for the driver.
+    """
+
+    required: list[str] = Field(default=[], description="rejects the image where it does not pass")
+    advisory: list[str] = Field(default=[], description="is run and reported, and rejects nothing")
+    off: list[str] = Field(default=[], description="is not run; the reports name it")
+
+
+def _day(value: object) -> object:
+    """A day arrives as YAML's date, or as text on the command line."""
+    if isinstance(value, str):
+        try:
+            return datetime.date.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no day; write it as 2027-01-31") from None
+    if isinstance(value, datetime.datetime):
+        raise ValueError("a day is expected, without a time; write it as 2027-01-31")
+    return value
+
+
+class Waiver(Section):
+    """A failure that is known and accepted until a day. It shows in every report; afterwards the check fails again."""
+
+    check: str = Field(min_length=1, description="id of the check, or a pattern")
+    reason: str = Field(min_length=1, pattern=r"\S", description="why it may fail, for who reads the report")
+    until: Annotated[datetime.date, BeforeValidator(_day)] = Field(description="last day it counts, such as 2027-01-31")
 
 
 class Sandbox(Section):
@@ -102,6 +152,13 @@ class Sandbox(Section):
     )
     constraints: list[Constraint] = Field(
         default=[], description="nodes to place on, each with `attribute`, `operator` (`=` by default) and `value`"
+    )
+    policy: Policy = Field(default=Policy(), description="which checks it must pass")
+    waivers: list[Waiver] = Field(default=[], description="known failures, each with a reason and a last day")
+    limits: dict[str, str] = Field(
+        default={},
+        description="the most, or for rates the least, that a check may measure, by its id, with a unit: `200 ms`, "
+        "`5 s`, `20 /s`; without a limit it is measured and not judged",
     )
     optional: bool = Field(
         default=False,
@@ -237,20 +294,33 @@ def _allowed(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
     return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
 
 
-def _sentences(error: ValidationError) -> list[str]:
-    """One sentence for each wrong key: the key, its value, what is allowed."""
+Location = tuple[str | int, ...]
+"""Where a value stands in the config: keys, and numbers in lists."""
+
+
+def closest(word: str, allowed: Iterable[str]) -> str:
+    """The one of ``allowed`` that ``word`` was probably meant to be; empty where none is near."""
+    return next(iter(difflib.get_close_matches(word, list(allowed), n=1)), "")
+
+
+def _key(location: Location) -> str:
+    # pydantic adds the branch of a union to the path ("literal['auto']", "constrained-int"): not a key.
+    return ".".join(str(p) for p in location if not re.match(r"(literal\[|constrained-|function-|int$|bool$)", str(p)))
+
+
+def _sentences(error: ValidationError, files: Sequence[Path]) -> list[str]:
+    """One sentence for each wrong key: where it stands, the key, its value, what is allowed."""
     sentences: dict[str, list[str]] = {}
     values: dict[str, str] = {}
+    lines: dict[str, str] = {}
     for item in error.errors(include_url=False):
         location = item["loc"]
-        # pydantic adds the branch of a union to the path ("literal['auto']", "constrained-int"): not a key.
-        key = ".".join(
-            str(p) for p in location if not re.match(r"(literal\[|constrained-|function-|int$|bool$)", str(p))
-        )
+        key = _key(location)
+        lines[key] = line_of(location, files)
         if item["type"] == "extra_forbidden":
             allowed = _allowed(Settings, location)
-            close = difflib.get_close_matches(str(location[-1]), allowed, n=1)
-            hint = f"did you mean `{close[0]}`? " if close else ""
+            close = closest(str(location[-1]), allowed)
+            hint = f"did you mean `{close}`? " if close else ""
             text = f"no such key; {hint}allowed are {', '.join(allowed)}"
         elif item["type"] == "missing":
             text = "is missing"
@@ -265,26 +335,59 @@ def _sentences(error: ValidationError) -> list[str]:
         if text not in sentences.setdefault(key, []):
             sentences[key].append(text)
     return [
-        f"{key}{values.get(key, '')}: {', or '.join(texts)}" if key else "; ".join(texts)
+        lines[key] + (f"{key}{values.get(key, '')}: {', or '.join(texts)}" if key else "; ".join(texts))
         for key, texts in sentences.items()
     ]
 
 
-def load(mapping: Mapping[str, Any], source: str = "config/config.yaml") -> Settings:
-    """The settings in ``mapping``.
+def line_of(location: Location, files: Sequence[Path]) -> str:
+    """``config/mine.yaml, line 12: `` for what stands at ``location``; empty where no file has it.
 
-    Raises :class:`SifproofError` (fault: configuration) that names each wrong key, its value and what is allowed.
+    A key that is missing has the line of the mapping that it is missing in. The last file counts, as it does for
+    Snakemake.
+    """
+    for path in reversed(files):
+        try:
+            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue
+        line = None
+        for part in location:
+            found = None
+            if isinstance(node, yaml.MappingNode):
+                found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                found = (node.value[part], node.value[part])
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        if line is not None:
+            return f"{path}, line {line}: "
+    return ""
+
+
+def refuse(sentences: Iterable[str], source: str) -> SifproofError:
+    """The error of a config that ``sentences`` find wrong, to be raised."""
+    return SifproofError(
+        f"The configuration is not valid ({source})",
+        why="\n".join(f"  {sentence}" for sentence in sentences),
+        todo="See docs/reference/config.md, which lists every key",
+        fault=Fault.CONFIGURATION,
+    )
+
+
+def load(
+    mapping: Mapping[str, Any], source: str = "config/config.yaml", files: Iterable[str | os.PathLike[str]] = ()
+) -> Settings:
+    """The settings in ``mapping``; ``files`` are those it was read from, where known.
+
+    Raises :class:`SifproofError` (fault: configuration) that names each wrong key, its value and what is allowed, with
+    the file and line that it stands in.
     """
     try:
         return Settings.model_validate(dict(mapping))
     except ValidationError as error:
-        wrong = _sentences(error)
-        raise SifproofError(
-            f"The configuration is not valid ({source})",
-            why="\n".join(f"  {sentence}" for sentence in wrong),
-            todo="See docs/reference/config.md, which lists every key",
-            fault=Fault.CONFIGURATION,
-        ) from None
+        raise refuse(_sentences(error, [Path(file) for file in files]), source) from None
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -66,11 +66,18 @@ def begin(mapping: Mapping[str, Any], files: Iterable[str | os.PathLike[str]] = 
     Ends the process with a plain sentence where it is wrong.
     """
     # Scripts in conda environments and on other nodes find the library as this process does.
-    source = str(Path(__file__).parents[1])
+    library = str(Path(__file__).parents[1])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join([source, *(path for path in paths if path not in ("", source))])
+    os.environ["PYTHONPATH"] = os.pathsep.join([library, *(path for path in paths if path not in ("", library))])
+    paths = [_short(file) for file in files]
+    source = " and ".join(paths) or "--config"
     try:
-        return Flow(run.current(), config.load(mapping, " and ".join(map(_short, files)) or "--config"))
+        settings = config.load(mapping, source, paths)
+        if any(s.policy != config.Policy() or s.waivers or s.limits for s in settings.sandboxes.values()):
+            from sifproof.checks import policy  # noqa: PLC0415 - the catalogue takes a while to import
+
+            policy.verify(settings, source, paths)
+        return Flow(run.current(), settings)
     except SifproofError as error:
         print(error, file=sys.stderr)
         sys.exit(error.fault.exit_code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from sifproof import __version__, config, tools
-from sifproof.checks import registry
+from sifproof.checks import policy
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import engine, source
 from sifproof.nomad.client import connect
@@ -53,11 +53,7 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
                 slots=sandbox.slots,
                 count=sandbox.count,
                 suites=settings.ordered_suites(),
-                checks=[
-                    check.id
-                    for check in registry.load().values()
-                    if check.suite in (*settings.ordered_suites(), registry.TEARDOWN)
-                ],
+                **policy.plan_checks(sandbox, settings.ordered_suites()),
                 job_id=run.job_id(name),
                 left_out=str(left_out) if left_out is not None else "",
             )

@@ -14,6 +14,7 @@ Everything lies under ``results/runs/<run>/``:
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -46,8 +47,11 @@ class Verdict(BaseModel):
     required: bool = Field(default=True, description="whether anything but pass or waived rejects the run")
     value: float | None = Field(default=None, description="what was measured, where the check measures")
     unit: str = Field(default="", description="unit of value and limit")
-    limit: float | None = Field(default=None, description="the most that value may be, where there is a limit")
+    limit: float | None = Field(
+        default=None, description="the most that value may be, or of a rate the least, where there is a limit"
+    )
     duration_s: float = Field(default=0.0, description="seconds the check took")
+    waited_s: float = Field(default=0.0, description="seconds of them that the check waited on purpose")
     attempts: int = Field(default=1, description="how often the check was tried")
     message: str = Field(default="", description="what was seen, in words; the reason where it did not pass")
     fault: Fault = Field(default=Fault.IMAGE, description="who has to act where it did not pass")
@@ -78,6 +82,15 @@ class FaultRecord(BaseModel):
         return str(self.error())
 
 
+class PlannedWaiver(BaseModel):
+    """A waiver for one check."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str
+    until: datetime.date = Field(description="the last day it counts")
+
+
 class PlannedSandbox(BaseModel):
     """One sandbox of the run: what the gate must find verdicts for."""
 
@@ -90,6 +103,10 @@ class PlannedSandbox(BaseModel):
     count: int = Field(description="allocations expected")
     suites: list[str] = Field(description="suites that must have verdicts for each allocation")
     checks: list[str] = Field(default=[], description="ids of the checks in them and in teardown, each to be recorded")
+    advisory: dict[str, str] = Field(default={}, description="those of them that are not required, with the reason")
+    off: dict[str, str] = Field(default={}, description="checks of its suites that are not run, with the reason")
+    waivers: dict[str, PlannedWaiver] = Field(default={}, description="waivers by the id of their check")
+    limits: dict[str, float] = Field(default={}, description="limits by the id of their check, in its unit")
     job_id: str
     left_out: str = Field(default="", description="why the sandbox is not measured in this run; empty where it is")
 

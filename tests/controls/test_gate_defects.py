@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from shlex import quote
 
+import defects
 import pytest
 import yaml
 from checkout import DEAD_ENGINE, ROOT, wait_until
-from defects import DEFECTS
 
 from sifproof import tools
 from sifproof.checks import registry, teardown
@@ -19,6 +19,7 @@ from sifproof.nomad.teardown import AllocationEnd
 from sifproof.nomad.traces import Process
 
 HERE = Path(__file__).parent
+DEFECTS = defects.load()
 SLOTS = 3
 
 # What a wrapper around apptainer leaves on the node when it starts the server of a sandbox, and what must turn red.
@@ -31,7 +32,7 @@ LEFTOVERS = {
     ),
     "mount": ('mkdir "$TMPDIR/left" && mount -t tmpfs tmpfs "$TMPDIR/left"', {"teardown.mounts"}),
 }
-# Those of defects.py that are tried in whole runs too. The others: test_server_defects.py.
+# Those of defects/ that are tried in whole runs too. The others: test_server_defects.py.
 IN_WHOLE_RUNS = ["wrong-slot-count", "swallowed-exit-code", "lost-write"]
 EXPECTED = {name: set(DEFECTS[name].red) for name in IN_WHOLE_RUNS} | {
     name: red for name, (_, red) in LEFTOVERS.items()
@@ -39,14 +40,14 @@ EXPECTED = {name: set(DEFECTS[name].red) for name in IN_WHOLE_RUNS} | {
 
 
 def planted(defect: str, **settings) -> dict:
-    """A sandbox of the reference image with a defect of ``defects.py``, or of :data:`LEFTOVERS`."""
+    """A sandbox of the reference image with a defect of ``defects``, or of :data:`LEFTOVERS`."""
     return {
         "driver": "singularity",
         "slots": SLOTS,
         "cpu": 100,
         "memory": 128,
-        "binds": [f"{HERE}:/defects:ro"],
-        "command": ["python3", "/defects/defects.py", defect],
+        "binds": [f"{HERE}:/planted:ro"],
+        "command": ["python3", "/planted/defects", defect],
         **settings,
     }
 
@@ -56,7 +57,7 @@ def wrapped_path(tmp_path_factory) -> str:
     """PATH with an ``apptainer`` in front that leaves things behind."""
     folder = tmp_path_factory.mktemp("wrapper")
     real = tools.require("apptainer").path
-    cases = "\n".join(f"*'/defects.py {name} '*) {line} ;;" for name, (line, _) in LEFTOVERS.items())
+    cases = "\n".join(f"*'/planted/defects {name} '*) {line} ;;" for name, (line, _) in LEFTOVERS.items())
     wrapper = folder / "apptainer"
     wrapper.write_text(
         f"#!/bin/sh\nPATH={quote(str(tools.root() / 'bin'))}:$PATH\n"

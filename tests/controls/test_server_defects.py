@@ -6,9 +6,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import defects
 import pytest
 from checkout import ROOT, wait_until
-from defects import DEFECTS
 
 from sifproof.checks import registry
 from sifproof.checks.runner import Context, run_checks
@@ -21,6 +21,7 @@ from sifproof.sandbox.client import SandboxClient
 
 SLOTS = 3
 HEALTHY = "none"
+DEFECTS = defects.load()
 SUITES = ("health", "bash", "files")
 
 
@@ -39,7 +40,7 @@ def server(defect: str, port: int, folder: Path):
     where = ["--host", "127.0.0.1", "--port", str(port), "--slots", str(SLOTS), "--data-dir", str(data), "--one-user"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("defects.py"), defect, *where],
+            [sys.executable, Path(__file__).with_name("defects"), defect, *where],
             cwd=ROOT / "sandbox",
             stdout=log,
             stderr=log,

@@ -1,6 +1,6 @@
 # The suites on each sandbox, one after another (a suite must not see the work of another), then the teardown.
 #
-# Needs: plan.json, nomad.json, endpoints/<sandbox>.json
+# Needs: plan.json, nomad.json, images/<sandbox>.json, jobs/<sandbox>.json, endpoints/<sandbox>.json
 # Makes: verdicts/<sandbox>.<suite>.jsonl   one verdict a line; a failed check does not fail the rule
 
 
@@ -9,6 +9,8 @@ rule suite:
         plan=f"{R}/plan.json",
         nomad=rules.agent.output.nomad,
         endpoints=rules.submit.output.endpoints,
+        job=rules.job.output.job,
+        image=f"{R}/images/{{sandbox}}.json",
         # all of them: what a guarding check found holds for every suite after it
         before=lambda w: flow.before(w.sandbox, w.suite),
     output:

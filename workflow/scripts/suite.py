@@ -19,6 +19,8 @@ with stages.stage(name, snakemake, sandbox=sandbox):
         run=plan.run,
         nomad=snakemake.input.nomad,
         endpoints=snakemake.input.endpoints,
+        job=snakemake.input.job,
+        image=snakemake.input.image,
         earlier=earlier,
         log=sys.stdout,
     )

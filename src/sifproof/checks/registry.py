@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from sifproof.config import SUITES
+from sifproof.config import DRIVERS, SUITES
 from sifproof.errors import Fault, SifproofError
 
 TEARDOWN = "teardown"
@@ -17,7 +17,10 @@ ALL_SUITES: tuple[str, ...] = (*SUITES, TEARDOWN)
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check saw. ``limit`` is the most that ``value`` may be, both in ``unit``."""
+    """What a check saw. ``value`` and ``limit`` are in ``unit``; a limit is the most that value may be.
+
+    Of a check that has a unit, the runner judges the value against the limit of the config, where there is one.
+    """
 
     passed: bool
     saw: str = ""
@@ -39,6 +42,11 @@ def expect(passed: bool, saw: object = "") -> Finding:
     return Finding(bool(passed), str(saw))
 
 
+def measured(value: float, saw: str) -> Finding:
+    """A finding of a check with a unit: ``value`` in that unit. The runner puts the limit of the config to it."""
+    return Finding(True, saw, value)
+
+
 def at_most(value: float, limit: float, unit: str, saw: str = "") -> Finding:
     """A finding that ``value`` does not exceed ``limit``."""
     return Finding(value <= limit, saw or f"{value:.3g} {unit}, at most {limit:g} {unit} allowed", value, unit, limit)
@@ -46,7 +54,19 @@ def at_most(value: float, limit: float, unit: str, saw: str = "") -> Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """One registered check; ``function`` takes the subject of its suite and returns a :class:`Finding`."""
+    """One registered check; ``function`` takes the subject of its suite and returns a :class:`Finding`.
+
+    ``drivers``
+        to whose sandboxes it applies; for others it is not planned.
+    ``advisory``
+        for which drivers it is not required unless the config says so, with the reason.
+    ``waits_s``
+        seconds that it waits on purpose, for a time-out or a command that sleeps: no cost of the gate's own.
+    ``unit``, ``at_least``
+        of a check that measures: unit of its value, ``s``, ``B`` or ``/s``, and whether a limit is the least allowed.
+    ``once``
+        not tried a second time when it fails: it changes what it looks at, or has waited already.
+    """
 
     id: str
     requirement: str
@@ -55,6 +75,12 @@ class Check:
     function: Callable[..., Finding]
     blames: Fault = Fault.IMAGE
     guards: bool = False
+    drivers: tuple[str, ...] = DRIVERS
+    advisory: Mapping[str, str] = field(default_factory=dict)
+    waits_s: float = 0.0
+    unit: str = ""
+    at_least: bool = False
+    once: bool = False
 
     @property
     def suite(self) -> str:
@@ -67,9 +93,21 @@ _registry: dict[str, Check] = {}
 
 
 def check(
-    id: str, requirement: str, *, why: str, todo: str, blames: Fault = Fault.IMAGE, guards: bool = False
+    id: str,
+    requirement: str,
+    *,
+    why: str,
+    todo: str,
+    blames: Fault = Fault.IMAGE,
+    guards: bool = False,
+    drivers: tuple[str, ...] = DRIVERS,
+    advisory: Mapping[str, str] | None = None,
+    waits_s: float = 0.0,
+    unit: str = "",
+    at_least: bool = False,
+    once: bool = False,
 ) -> Callable[[F], F]:
-    """Register the function below as the check ``id``.
+    """Register the function below as the check ``id``; the arguments are those of :class:`Check`.
 
     ``blames`` says who has to act when it fails. ``guards`` marks a check without which nothing else that the server
     says can be believed: where it fails, the checks after it on that allocation are ``not-measured``.
@@ -78,7 +116,21 @@ def check(
     def register(function: F) -> F:
         if id in _registry:
             raise ValueError(f"two checks are called {id}")
-        _registry[id] = Check(id, requirement, why, todo, function, blames, guards)
+        _registry[id] = Check(
+            id,
+            requirement,
+            why,
+            todo,
+            function,
+            blames,
+            guards,
+            drivers,
+            dict(advisory or {}),
+            waits_s,
+            unit,
+            at_least,
+            once,
+        )
         return function
 
     return register

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TextIO
 
+from sifproof.checks import policy
 from sifproof.checks.registry import Check, Finding, NotApplicable, NotMeasured
 from sifproof.errors import Fault, SifproofError
-from sifproof.records import Verdict, Word
+from sifproof.records import PlannedSandbox, PlannedWaiver, Verdict, Word
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,26 @@ class Context:
     node: str = ""
     allocation: str = ""
     log: TextIO | None = field(default=None, compare=False)
+    advisory: Mapping[str, str] = field(default_factory=dict)
+    waivers: Mapping[str, PlannedWaiver] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: str, planned: PlannedSandbox, log: TextIO | None = None) -> Context:
+        """That of a sandbox of the plan; :meth:`at` is that of one of its allocations."""
+        return cls(
+            run,
+            planned.name,
+            planned.driver,
+            log=log,
+            advisory=planned.advisory,
+            waivers=planned.waivers,
+            limits=planned.limits,
+        )
+
+    def at(self, node: str, allocation: str) -> Context:
+        """The same for one allocation."""
+        return replace(self, node=node, allocation=allocation)
 
     def verdict(
         self,
@@ -48,6 +69,7 @@ class Context:
             unit=finding.unit if finding else "",
             limit=finding.limit if finding else None,
             duration_s=round(seconds, 4),
+            waited_s=round(min(check.waits_s, seconds), 4),
             attempts=0 if word == "not-measured" and seconds == 0 else 1,
             message=message,
             fault=fault or check.blames,
@@ -63,15 +85,19 @@ def run_checks(checks: Iterable[Check], subject: object, context: Context, *, bl
     """One verdict per check, in order.
 
     ``blocked`` is the reason why nothing can be looked at: every verdict is then ``not-measured``. A check that
-    ``guards`` and fails blocks those after it.
+    ``guards`` and fails blocks those after it. One that fails is tried a second time, unless that would prove nothing
+    (``once``, ``guards``): where it then passes, it is ``flaky``.
     """
     for check in checks:
         if blocked:
             verdict = context.verdict(check, "not-measured", blocked)
         else:
-            verdict = _run(check, check.function, subject, context)
+            verdict = _run(check, subject, context)
+            if verdict.verdict == "fail" and not (check.once or check.guards):
+                verdict = _again(verdict, _run(check, subject, context))
             if check.guards and verdict.verdict != "pass":
                 blocked = blocked_by(verdict)
+        verdict = policy.judge(verdict, context.advisory, context.waivers)
         context.say(f"{verdict.verdict:12} {check.id:28} {verdict.duration_s:6.3f} s  {verdict.message}".rstrip())
         yield verdict
 
@@ -81,14 +107,28 @@ def blocked_by(verdict: Verdict) -> str:
     return f"not looked at, because {verdict.check} did not pass: {verdict.message}"
 
 
-def _run(check: Check, function: Callable[..., Finding], subject: object, context: Context) -> Verdict:
+def _again(first: Verdict, second: Verdict) -> Verdict:
+    """What two tries of a check amount to, the first of which failed."""
+    both = {
+        "attempts": 2,
+        "duration_s": round(first.duration_s + second.duration_s, 4),
+        "waited_s": round(first.waited_s + second.waited_s, 4),
+    }
+    if second.verdict == "pass":
+        message = f"failed, and passed on a second try; the first time: {first.message}"
+        # What failed is what has to be read: its value, and who is to blame.
+        return first.model_copy(update={**both, "verdict": "flaky", "message": message})
+    return (second if second.verdict == "fail" else first).model_copy(update=both)
+
+
+def _run(check: Check, subject: object, context: Context) -> Verdict:
     start = time.perf_counter()
     finding: Finding | None = None
     fault: Fault | None = None
     required = True
     word: Word
     try:
-        finding = function(subject)
+        finding = _limited(check, check.function(subject), context.limits.get(check.id))
         word = "pass" if finding.passed else "fail"
         message = finding.saw
     except NotMeasured as reason:
@@ -100,3 +140,16 @@ def _run(check: Check, function: Callable[..., Finding], subject: object, contex
         word, message = "not-measured", f"the check itself failed ({type(error).__name__}: {error}); please report it"
     verdict = context.verdict(check, word, message, seconds=time.perf_counter() - start, finding=finding, fault=fault)
     return verdict.model_copy(update={"required": required})
+
+
+def _limited(check: Check, finding: Finding, limit: float | None) -> Finding:
+    """``finding`` of a check that measures, judged by the limit of the config."""
+    if not check.unit or finding.value is None:
+        return finding
+    if limit is None:
+        return replace(finding, unit=check.unit)
+    kept = finding.value >= limit if check.at_least else finding.value <= limit
+    allowed = f"at {'least' if check.at_least else 'most'} {limit:g} {check.unit} allowed"
+    return replace(
+        finding, passed=finding.passed and kept, saw=f"{finding.saw}; {allowed}", unit=check.unit, limit=limit
+    )

@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from sifproof.checks.registry import NotApplicable
+from sifproof import config
+from sifproof.checks.registry import NotApplicable, NotMeasured
+from sifproof.cluster import Cluster, Endpoints
+from sifproof.nomad.allocations import Allocation
+from sifproof.nomad.client import Client
+from sifproof.nomad.probe import Node
 from sifproof.sandbox.client import Result, SandboxClient
+
+
+@dataclass
+class Placement:
+    """Where a server runs, for the checks that look past what it answers."""
+
+    run: str
+    nomad: Client
+    cluster: Cluster
+    settings: config.Settings
+    sandbox: config.Sandbox
+    allocation: Allocation
+    endpoints: Endpoints
+    job: Mapping[str, Any] = field(repr=False)
+    """As it was submitted: ``{"Job": {…}}``."""
+    image: Path
+    """The file that conversion or loading wrote: provenance, or the image in the Docker engine."""
+
+    @cached_property
+    def node(self) -> Node:
+        """The allocation's node, as its Nomad client's user sees it."""
+        return Node(self.nomad, self.allocation.node_id, self.allocation.node_name, run=self.run)
 
 
 @dataclass
@@ -25,6 +55,17 @@ class Server:
     ready_within_s: float
     read_allocation_file: Callable[[str], bytes]
     ask_nomad: Callable[[], None]
+    driver: str = "singularity"
+    placement: Placement | None = None
+    keep: ExitStack = field(default_factory=ExitStack, repr=False)
+    """What checks of a suite share and somebody has to end: closed when the suite is over on this allocation."""
+
+    @property
+    def placed(self) -> Placement:
+        """Where it runs; a check that needs it is ``not-measured`` on a server that Nomad did not start."""
+        if self.placement is None:
+            raise NotMeasured("the server does not run under Nomad")
+        return self.placement
 
     def slot(self, index: int = 0) -> str:
         """Id of the slot ``index`` counted from either end; not applicable where the config gives too few."""

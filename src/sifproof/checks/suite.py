@@ -10,13 +10,12 @@ from typing import TextIO
 from sifproof import config, stages
 from sifproof.checks import registry
 from sifproof.checks.runner import Context, blocked_by, run_checks
-from sifproof.checks.server import Server
+from sifproof.checks.server import Placement, Server
 from sifproof.checks.teardown import Ended
 from sifproof.cluster import Cluster, Endpoints
 from sifproof.errors import SifproofError
 from sifproof.nomad import teardown
 from sifproof.nomad.allocations import Allocation, parse_allocation
-from sifproof.nomad.client import Client
 from sifproof.nomad.submit import check_alive
 from sifproof.records import PlannedSandbox, Verdict
 from sifproof.sandbox.client import SandboxClient
@@ -32,38 +31,62 @@ def run_suite(
     run: str,
     nomad: Path,
     endpoints: Path,
+    job: Path,
+    image: Path,
     earlier: Iterable[Verdict],
     log: TextIO,
 ) -> Iterator[Verdict]:
     """The verdicts of suite ``name``, allocation by allocation.
 
-    ``nomad`` and ``endpoints`` are the files that earlier stages wrote. Where one of them holds a fault, every check
-    is ``not-measured`` with its words. ``earlier`` are the verdicts of the suites before: on an allocation where a
-    guarding check did not pass, nothing is looked at.
+    ``nomad``, ``endpoints``, ``job`` and ``image`` are the files that earlier stages wrote. Where one of them holds a
+    fault, every check is ``not-measured`` with its words. ``earlier`` are the verdicts of the suites before: on an
+    allocation where a guarding check did not pass, nothing is looked at.
     """
-    checks = registry.of_suite(name)
-    context = Context(run, planned.name, planned.driver, log=log)
+    checks = _planned(name, planned)
+    context = Context.of(run, planned, log)
     try:
         found = stages.read(endpoints, Endpoints)
-        client = stages.read(nomad, Cluster).connect(settings.nomad)
+        cluster = stages.read(nomad, Cluster)
+        rendered = stages.read_document(job)
+        client = cluster.connect(settings.nomad)
     except SifproofError as error:
         yield from run_checks(checks, None, context, blocked=str(error))
         return
     known = registry.load()
     guards = {v.allocation: blocked_by(v) for v in earlier if known[v.check].guards and v.verdict != "pass"}
     for allocation in found.allocations:
-        there = Context(run, planned.name, planned.driver, allocation.node_name, allocation.id, log)
-        server = _server(allocation, planned, settings, client)
-        yield from run_checks(checks, server, there, blocked=guards.get(allocation.id, ""))
+        placement = Placement(
+            run=run,
+            nomad=client,
+            cluster=cluster,
+            settings=settings,
+            sandbox=settings.selected()[planned.name],
+            allocation=allocation,
+            endpoints=found,
+            job=rendered,
+            image=pathlib.Path(image),
+        )
+        server = server_of(placement)
+        with server.keep:
+            there = context.at(allocation.node_name, allocation.id)
+            yield from run_checks(checks, server, there, blocked=guards.get(allocation.id, ""))
 
 
-def _server(allocation: Allocation, planned: PlannedSandbox, settings: config.Settings, client: Client) -> Server:
+def _planned(suite: str, planned: PlannedSandbox) -> list[registry.Check]:
+    return [check for check in registry.of_suite(suite) if check.id in planned.checks]
+
+
+def server_of(placement: Placement) -> Server:
+    """The subject of the suites: the server of the allocation that ``placement`` names."""
+    client, allocation = placement.nomad, placement.allocation
     return Server(
         client=SandboxClient(allocation.url),
-        slots=planned.slots,
-        ready_within_s=settings.nomad.ready_within_s,
+        slots=placement.sandbox.slots,
+        ready_within_s=placement.settings.nomad.ready_within_s,
         read_allocation_file=lambda path: client.file(allocation.id, f"/alloc/data/{path}"),
         ask_nomad=lambda: check_alive(client, [parse_allocation(client.get("allocation", allocation.id))]),
+        driver=placement.sandbox.driver,
+        placement=placement,
     )
 
 
@@ -82,8 +105,8 @@ def run_teardown(
     The job is stopped also where submitting it had a fault, for it may have been half placed. ``collect`` is the
     folder that takes what Nomad knows of it.
     """
-    checks = registry.of_suite(registry.TEARDOWN)
-    context = Context(run, planned.name, planned.driver, log=log)
+    checks = _planned(registry.TEARDOWN, planned)
+    context = Context.of(run, planned, log)
     known: list[Allocation] = []
     reason = ""
     try:
@@ -107,6 +130,6 @@ def run_teardown(
     if not ended.allocations:
         yield from run_checks(checks, None, context, blocked=reason or "the job has no allocation")
     for allocation in ended.allocations:
-        there = Context(run, planned.name, planned.driver, allocation.node, allocation.allocation, log)
+        there = context.at(allocation.node, allocation.allocation)
         subject = Ended(allocation, ended.purged, settings.nomad.stopped_within_s)
         yield from run_checks(checks, subject, there)

@@ -284,7 +284,7 @@ def _suite_gaps(
     """Report to ``gap`` what is missing of ``suite`` on ``allocation``; ``expected`` are the ids of its checks."""
     if not rows:
         gap(f"suite {suite} did not run{_on(allocation)}", suite, allocation)
-    elif all(row.verdict == "not-measured" for row in rows):
+    elif all(row.verdict == "not-measured" for row in rows) and any(row.required for row in rows):
         gap(_not_measured(f"suite {suite}", allocation, rows[0].message), suite, allocation)
     else:
         for row in rows:

@@ -1,0 +1,1 @@
+"""What is collected from a workspace is what lies there."""

@@ -1,0 +1,1 @@
+"""How long it takes, with limits where the config gives some."""

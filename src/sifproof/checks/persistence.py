@@ -1,0 +1,1 @@
+"""What was written is in the allocation's directory, and stays."""

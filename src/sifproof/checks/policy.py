@@ -1,0 +1,163 @@
+"""What a sandbox must pass: the config's policy, waivers and limits, put to the catalogue and to verdicts.
+
+The plan of a run holds the outcome by check id (:func:`plan_checks`); verdicts are judged by the plan alone
+(:func:`judge`), so that what is read in a run's folder is what counted.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sifproof import config
+from sifproof.checks import registry
+from sifproof.checks.registry import Check
+from sifproof.records import PlannedWaiver, Verdict
+
+Level = Literal["required", "advisory", "off"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+UNITS: dict[str, dict[str, float]] = {
+    "s": {"ms": 1e-3, "s": 1.0, "min": 60.0},
+    "/s": {"/s": 1.0, "/min": 1 / 60},
+    "B": {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
+}
+"""Units that a limit may be given in, by the unit that the check measures in, with what each is worth in it."""
+
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(\S*)")
+_WILD = re.compile(r"[*?\[]")
+
+
+def matching(pattern: str, checks: Iterable[str]) -> list[str]:
+    """The ids of ``checks`` that ``pattern``, an id or a shell pattern, names."""
+    return [check for check in checks if fnmatchcase(check, pattern)]
+
+
+def level(check: Check, driver: str, policy: config.Policy) -> tuple[Level, str]:
+    """How ``check`` counts for a sandbox of ``driver``, and why where it is not required."""
+    weights = [
+        # Of two that say as much, the stricter.
+        ((not _WILD.search(pattern), len(pattern), -LEVELS.index(word)), word, pattern)
+        for word in LEVELS
+        for pattern in getattr(policy, word)
+        if fnmatchcase(check.id, pattern)
+    ]
+    if weights:
+        _, word, pattern = max(weights)
+        return word, "" if word == "required" else f"the policy of the config says so ({pattern})"
+    if driver in check.advisory:
+        return "advisory", check.advisory[driver]
+    return "required", ""
+
+
+def parse_limit(text: str, check: Check) -> float:
+    """``text`` in the unit of ``check``; raises ``ValueError`` with what is allowed."""
+    allowed = ", ".join(f"`{unit}`" for unit in UNITS[check.unit])
+    match = _QUANTITY.fullmatch(text.strip())
+    if not match or match[2] not in UNITS[check.unit]:
+        raise ValueError(f"{text!r} is no limit for it: a number and one of the units {allowed} are expected")
+    return float(match[1]) * UNITS[check.unit][match[2]]
+
+
+def plan_checks(sandbox: config.Sandbox, suites: Iterable[str]) -> dict[str, Any]:
+    """The fields of :class:`~sifproof.records.PlannedSandbox` that say which checks of ``suites`` count, and how."""
+    checks: list[str] = []
+    advisory: dict[str, str] = {}
+    off: dict[str, str] = {}
+    known = {check.id: check for check in registry.load().values() if check.suite in (*suites, registry.TEARDOWN)}
+    for check in known.values():
+        if sandbox.driver not in check.drivers:
+            off[check.id] = f"does not apply to the driver {sandbox.driver}"
+            continue
+        word, why = level(check, sandbox.driver, sandbox.policy)
+        if word == "off":
+            off[check.id] = why
+            continue
+        checks.append(check.id)
+        if word == "advisory":
+            advisory[check.id] = why
+    waivers = {
+        check: PlannedWaiver(reason=waiver.reason, until=waiver.until)
+        for waiver in sandbox.waivers
+        for check in matching(waiver.check, checks)
+    }
+    limits = {check: parse_limit(text, known[check]) for check, text in sandbox.limits.items() if check in checks}
+    return {"checks": checks, "advisory": advisory, "off": off, "waivers": waivers, "limits": limits}
+
+
+def judge(verdict: Verdict, advisory: Mapping[str, str], waivers: Mapping[str, PlannedWaiver]) -> Verdict:
+    """``verdict`` as the plan of its sandbox counts it; waivers count until the end of their last day, by UTC."""
+    changes: dict[str, Any] = {}
+    if verdict.check in advisory:
+        changes["required"] = False
+    waiver = waivers.get(verdict.check)
+    if waiver and verdict.verdict != "pass":
+        until = waiver.until.isoformat()
+        if datetime.datetime.now(datetime.UTC).date() <= waiver.until:
+            changes["verdict"] = "waived"
+            changes["message"] = f"waived until {until} ({waiver.reason}); {verdict.verdict}: {verdict.message}"
+        else:
+            changes["message"] = f"its waiver ended on {until} ({waiver.reason}); {verdict.message}"
+    return verdict.model_copy(update=changes)
+
+
+def verify(settings: config.Settings, source: str, files: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Raise :class:`SifproofError` (fault: configuration) where a policy, waiver or limit names what there is not."""
+    paths = [Path(file) for file in files]
+    found = [
+        f"{config.line_of(where, paths)}{'.'.join(map(str, where))}: {sentence}"
+        for where, sentence in _problems(settings)
+    ]
+    if found:
+        raise config.refuse(found, source)
+
+
+def _problems(settings: config.Settings) -> Iterator[tuple[config.Location, str]]:
+    """What policies, waivers and limits name that the catalogue does not have: the key, and a sentence each."""
+    known = registry.load()
+    for name, sandbox in settings.sandboxes.items():
+        here = ("sandboxes", name)
+        for word in LEVELS:
+            for number, pattern in enumerate(getattr(sandbox.policy, word)):
+                there = (*here, "policy", word, number)
+                found = matching(pattern, known)
+                if not found:
+                    yield there, _no_check(pattern, known)
+                elif word != "required" and (guards := [check for check in found if known[check].guards]):
+                    yield there, f"{', '.join(guards)} must stay required: all other checks rest on it"
+                elif any(pattern in getattr(sandbox.policy, other) for other in LEVELS if other != word):
+                    yield there, f"{pattern!r} stands in two lists of the policy"
+        for number, waiver in enumerate(sandbox.waivers):
+            if not matching(waiver.check, known):
+                yield (*here, "waivers", number, "check"), _no_check(waiver.check, known)
+        for check, text in sandbox.limits.items():
+            if sentence := _wrong_limit(check, text, known):
+                yield (*here, "limits", check), sentence
+
+
+def _wrong_limit(check: str, text: str, known: Mapping[str, Check]) -> str:
+    measuring = [item.id for item in known.values() if item.unit]
+    if check not in known:
+        return _no_check(check, measuring)
+    if check not in measuring:
+        return f"{check} takes no limit; those that do: {', '.join(measuring)}"
+    try:
+        parse_limit(text, known[check])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _no_check(pattern: str, known: Iterable[str]) -> str:
+    allowed = list(known)
+    close = config.closest(pattern, allowed)
+    hint = f"did you mean {close}? " if close else ""
+    same = [check for check in allowed if check.startswith(f"{pattern.partition('.')[0]}.")]
+    suites = ", ".join(dict.fromkeys(f"`{check.partition('.')[0]}.*`" for check in allowed))
+    listed = f"that suite has {', '.join(same)}" if same else f"the suites are {suites}"
+    return f"{pattern!r} names no check; {hint}{listed}; `sifproof checks` lists all"

@@ -1,0 +1,1 @@
+"""Whatever a client sends, the server answers as documented and stays healthy."""

@@ -1,0 +1,1 @@
+"""What breaks is mended or reported, never hidden."""

@@ -1,0 +1,1 @@
+"""The file system below the workspaces does what programs expect of one."""

@@ -1,0 +1,182 @@
+"""Scripts on the nodes of a cluster: short jobs of Nomad's, run by ``raw_exec`` as the user of the node's client.
+
+What a node is like can be asked nobody but the node. A script is POSIX shell, for nothing else is on every node; what
+it prints is its answer. Such a job needs no capability that submitting a sandbox does not need.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from sifproof import __version__
+from sifproof.errors import SifproofError
+from sifproof.nomad.allocations import Allocation, get_job_allocations
+from sifproof.nomad.client import BLOCK_S, Client
+from sifproof.nomad.job import META_VERSION, quote
+from sifproof.nomad.submit import check_alive, check_placed, wait_for_allocations
+
+TASK = "probe"
+
+ANSWER_BYTES = 4_000_000
+"""The most that is read of what a script prints."""
+
+_PLACED_S = 30.0
+
+
+class ProbeError(SifproofError):
+    """A script could not be run on a node, or failed there."""
+
+
+def create_probe_job(
+    job_id: str,
+    script: str,
+    *,
+    kind: Literal["batch", "service", "sysbatch"] = "batch",
+    node_id: str = "",
+    datacenters: Sequence[str] = ("*",),
+    environment: Mapping[str, str] | None = None,
+    lifetime_s: float = 60.0,
+    namespace: str | None = None,
+    region: str | None = None,
+    run: str = "",
+) -> dict[str, Any]:
+    """A job that runs ``script``: on node ``node_id``, or with ``sysbatch`` on every node of ``datacenters``.
+
+    It ends by itself after ``lifetime_s`` seconds. ``environment`` are variables of the script, for what must not be
+    part of its text; a value must hold no ``${``.
+    """
+    policies: dict[str, Any] = {"RestartPolicy": {"Attempts": 0, "Mode": "fail"}}
+    if kind != "sysbatch":
+        policies["ReschedulePolicy"] = {"Attempts": 0, "Unlimited": False}
+    return {
+        "Job": {
+            "ID": job_id,
+            "Name": job_id,
+            "Type": kind,
+            "Datacenters": list(datacenters),
+            **({"Namespace": namespace} if namespace else {}),
+            **({"Region": region} if region else {}),
+            "Meta": {META_VERSION: __version__, "sifproof_run": run},
+            "Constraints": ([{"LTarget": "${node.unique.id}", "Operand": "=", "RTarget": node_id}] if node_id else []),
+            **({"Update": {"MaxParallel": 0}} if kind == "service" else {}),
+            "TaskGroups": [
+                {
+                    "Name": TASK,
+                    "Count": 1,
+                    **policies,
+                    "EphemeralDisk": {"SizeMB": 10},
+                    "Tasks": [
+                        {
+                            "Name": TASK,
+                            "Driver": "raw_exec",
+                            "Config": {
+                                "command": "/bin/sh",
+                                "args": ["-c", f"exec timeout -k 2 {lifetime_s:g} /bin/sh -c {quote(script)}"],
+                            },
+                            "Env": dict(environment or {}),
+                            "Resources": {"CPU": 20, "MemoryMB": 32},
+                            "KillSignal": "SIGTERM",
+                            "KillTimeout": 5_000_000_000,
+                            "LogConfig": {"MaxFiles": 1, "MaxFileSizeMB": 5},
+                        }
+                    ],
+                }
+            ],
+        }
+    }
+
+
+class Node:
+    """One node, looked at through Nomad."""
+
+    def __init__(self, client: Client, node_id: str, name: str, *, run: str) -> None:
+        self.client = client
+        self.id = node_id
+        self.name = name
+        self._run = run
+
+    def run(self, script: str, *, timeout_s: float = 30.0) -> str:
+        """What ``script`` prints on the node.
+
+        Raises :class:`ProbeError` where it can't be placed there, fails, or does not end in time.
+        """
+        with self._submitted(script, "batch", timeout_s) as job_id:
+            allocation = self._ended(job_id, timeout_s)
+            if allocation.failed or allocation.client_status != "complete":
+                words = self.client.logs(allocation.id, TASK, "stderr", 2000).strip()
+                raise ProbeError(
+                    f"A script that looks at node {self.name} failed there",
+                    why=words or "; ".join(e.message for e in allocation.events[-2:] if e.message),
+                    todo="look at the log of the node's Nomad client",
+                )
+            return self.client.logs(allocation.id, TASK, "stdout", ANSWER_BYTES)
+
+    @contextmanager
+    def hold(self, script: str, *, ready: str, timeout_s: float = 30.0, lifetime_s: float = 600.0) -> Iterator[str]:
+        """What ``script`` prints on the node before the line ``ready``; it goes on running until the block ends.
+
+        It is then told to end by SIGTERM, has five seconds to clear away what it made (``trap``), and has ended when
+        the block is left. Raises :class:`ProbeError` where it is not ready in time.
+        """
+        with self._submitted(script, "service", lifetime_s) as job_id:
+            (allocation,) = wait_for_allocations(self.client, job_id, 1, _PLACED_S)
+            end = time.monotonic() + timeout_s
+            pause = 0.02
+            while True:
+                said = self.client.logs(allocation.id, TASK, "stdout", ANSWER_BYTES)
+                before, found, _ = said.partition(f"{ready}\n")
+                if found:
+                    break
+                check_alive(self.client, get_job_allocations(self.client, job_id))
+                if time.monotonic() > end:
+                    raise ProbeError(
+                        f"A script that looks at node {self.name} was not ready within {timeout_s:g} s",
+                        why=self.client.logs(allocation.id, TASK, "stderr", 2000).strip(),
+                    )
+                time.sleep(pause)  # a log is a file: there is no event to wait for from outside
+                pause = min(pause * 2, 0.2)
+            try:
+                yield before
+            finally:
+                self.client.deregister(job_id, purge=False)
+                self._ended(job_id, _PLACED_S)
+
+    @contextmanager
+    def _submitted(self, script: str, kind: Literal["batch", "service"], lifetime_s: float) -> Iterator[str]:
+        # The run's id first: what ends a run that was interrupted knows its jobs by it.
+        job_id = f"sifproof-{self._run}-probe-{secrets.token_hex(4)}"
+        job = create_probe_job(
+            job_id,
+            script,
+            kind=kind,
+            node_id=self.id,
+            lifetime_s=lifetime_s,
+            namespace=self.client.namespace,
+            region=self.client.region,
+            run=self._run,
+        )
+        self.client.register(job)
+        try:
+            yield job_id
+        finally:
+            self.client.deregister(job_id, purge=True)
+
+    def _ended(self, job_id: str, within_s: float) -> Allocation:
+        """The one allocation of ``job_id`` once it has ended."""
+        end = time.monotonic() + within_s + _PLACED_S
+        index = 0
+        while True:
+            stubs, index = self.client.wait_for_change("job", job_id, "allocations", index=index, wait_s=BLOCK_S)
+            if stubs and all(stub["ClientStatus"] not in ("pending", "running") for stub in stubs):
+                return get_job_allocations(self.client, job_id)[0]
+            if not stubs:
+                check_placed(self.client, job_id)
+            if time.monotonic() > end:
+                raise ProbeError(
+                    f"A script that looks at node {self.name} did not end within {within_s:g} s",
+                    todo="look at the node and at the log of its Nomad client",
+                )

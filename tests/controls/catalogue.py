@@ -1,0 +1,46 @@
+"""Every control of the project: one defect, planted where it says, and exactly the checks that it turns red.
+
+The matrix in ``docs/explanation/controls.md`` is made of these, and a test holds each required check to having one.
+Defects of the server are in ``defects/``; those of the job, the image, the node and of what is left behind are
+registered by the test that plants them, when it is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Literal
+
+import defects
+
+Kind = Literal["server", "job", "image", "node", "leftover"]
+
+
+@dataclass(frozen=True)
+class Control:
+    """One defect. ``red`` are the checks that fail on it, the one that it is the control of first."""
+
+    name: str
+    kind: Kind
+    red: tuple[str, ...]
+    sentence: str
+    """What is wrong, for the matrix."""
+    plain: bool = False
+    """Whether a run that prints results and asserts nothing would stop on it: no answer, or not one of the protocol."""
+    health: bool = False
+    """Whether a deployment that only asks ``/health`` for 200 would notice it."""
+
+
+CONTROLS: dict[str, Control] = {}
+
+
+def control(name: str, kind: Kind, *red: str, sentence: str, plain: bool = False, health: bool = False) -> Control:
+    """Register a control and return it."""
+    if name in CONTROLS:
+        raise ValueError(f"two controls are called {name}")
+    CONTROLS[name] = Control(name, kind, red, sentence, plain, health)
+    return CONTROLS[name]
+
+
+for _name, _defect in defects.load().items():
+    control(_name, "server", *_defect.red, sentence=inspect.getdoc(_defect.plant) or _name.replace("-", " "))

@@ -1,0 +1,54 @@
+"""The reference server with one known defect: ``python3 defects NAME`` and the server's own arguments.
+
+Started in the folder of the server. A defect is a function of a few lines in the module of the suite whose check it is
+the control of. Its docstring says what is wrong, in a sentence that goes into ``docs/explanation/controls.md``.
+
+* a coroutine stands between client and server: it gets the path, the body of the request and ``go``, which asks the
+  server, and returns the answer;
+* any other function gets the server's arguments before it starts, and may change them in place.
+
+It runs inside the image too: the standard library is all there is.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Defect:
+    """``red`` are the checks that fail on it, the one that it is the control of first."""
+
+    plant: Callable[..., Any]
+    red: tuple[str, ...]
+
+
+DEFECTS: dict[str, Defect] = {}
+
+ANSWERED = {"success": True, "output": "", "error": "", "metadata": {}}
+
+
+def turns_red(*red: str):
+    def register(plant):
+        DEFECTS[plant.__name__.replace("_", "-")] = Defect(plant, red)
+        return plant
+
+    return register
+
+
+def is_call(call: dict, tool: str) -> bool:
+    return call.get("tool") == tool
+
+
+def failure(error: str) -> dict:
+    return {"success": False, "output": "", "error": error, "metadata": {}}
+
+
+def load() -> dict[str, Defect]:
+    """Every defect by its name."""
+    for module in pkgutil.iter_modules(__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"{__name__}.{module.name}")
+    return DEFECTS

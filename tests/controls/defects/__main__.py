@@ -1,0 +1,50 @@
+"""Starts the server with the defect, see the package."""
+
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from defects import load
+
+
+def main() -> None:
+    name = sys.argv.pop(1)
+    defects = load()
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    defect = defects[name].plant if name in defects else None
+    if defect and not inspect.iscoroutinefunction(defect):
+        defect(sys.argv)
+    import sandbox_server
+    from aiohttp import web
+    from slotserver.api import Api
+
+    application = Api.application
+
+    def planted(self):
+        app = application(self)
+        handlers = {route.resource.canonical: route.handler for route in app.router.routes()}
+
+        @web.middleware
+        async def between(request, handler):
+            async def go(body, path=request.path):
+                request._read_bytes = json.dumps(body).encode()
+                answer = await (handler(request) if path == request.path else handlers[path](request))
+                return json.loads(answer.body)
+
+            body = await request.json() if request.method == "POST" else {}
+            return web.json_response(await defect(request.path, body, go))
+
+        if inspect.iscoroutinefunction(defect):
+            app.middlewares.insert(0, between)
+        return app
+
+    Api.application = planted
+    sandbox_server.main()
+
+
+if __name__ == "__main__":
+    main()
