@@ -1,0 +1,153 @@
+"""Sandboxes that really run, with one thing changed: the reference image under a local agent of the test's own.
+
+Defects of the job, the image and the node are planted here; those of the server alone need no Nomad, see
+``test_server_defects.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from checkout import wait_until
+
+from sifproof import config, stages
+from sifproof.checks import policy, registry
+from sifproof.checks.runner import Context, run_checks
+from sifproof.checks.server import Placement, Server
+from sifproof.checks.suite import server_of
+from sifproof.cluster import Cluster, Endpoints
+from sifproof.deploy import render_job, submit
+from sifproof.errors import SifproofError
+from sifproof.image import convert, digest, engine, source
+from sifproof.image.provenance import SifStore
+from sifproof.image.records import LoadedImage
+from sifproof.image.reference import build_reference_image
+from sifproof.nomad import local, teardown
+from sifproof.records import PlannedSandbox, Verdict
+from sifproof.run import Run, new_id
+
+SLOTS = 3
+
+
+@dataclass
+class House:
+    """A local agent and the images; everything of it lies below ``folder``."""
+
+    folder: Path
+    images: Path
+    run: Run = field(init=False)
+    cluster: Cluster = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.run = Run(new_id(), self.folder / "results")
+        agent = local.start(self.run.id, self.folder / "agents", os.getpid(), log=self.folder / "agent.log")
+        self.cluster = Cluster(address=agent.address, version="", local=True, directory=str(agent.directory))
+
+    def close(self) -> None:
+        local.stop(self.run.id, self.folder / "agents")
+
+    def image_file(self, driver: str, name: str) -> Path:
+        """What the image stage writes for the reference image under ``driver``."""
+        path = self.run.folder / "images" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = source.parse(build_reference_image(self.images / "reference").source)
+        identity = digest.digest(image, SifStore(self.images / "sif").digests)
+        log = self.folder / f"{name}.image.log"
+        if driver == "singularity":
+            stages.write(path, convert.convert(image, self.images / "sif", log=log, identity=identity))
+        else:
+            loaded = engine.load_into_engine(image, name, log=log, identity=identity)
+            stages.write(path, LoadedImage(source=str(image), digest=identity.digest, name=loaded, seconds={}))
+        return path
+
+    @contextlib.contextmanager
+    def sandbox(
+        self,
+        name: str,
+        *,
+        driver: str = "singularity",
+        line: Callable[[str], str] = lambda line: line,
+        change: Callable[[dict[str, Any]], None] = lambda job: None,
+        image: Path | None = None,
+        ready: bool = True,
+        **settings: Any,
+    ) -> Iterator[Server]:
+        """A running sandbox, and its end.
+
+        ``settings`` are keys of a sandbox's config; ``line`` changes the shell line of the task, ``change`` the job
+        as it is submitted; ``image`` stands for the file that the image stage wrote. Returns with the server ready.
+        """
+        values = {"driver": driver, "slots": SLOTS, "cpu": 100, "memory": 128, **settings}
+        whole = config.load({"sandboxes": {name: values}})
+        planned = PlannedSandbox(
+            name=name,
+            driver=driver,
+            image="reference",
+            slots=whole.sandboxes[name].slots,
+            count=1,
+            suites=[],
+            job_id=self.run.job_id(name),
+        )
+        file = image or self.image_file(driver, name)
+        output = self.run.folder / "jobs" / f"{name}.json"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        render_job(self.run, planned, whole, self.cluster, image=str(file), output=output)
+        job = stages.read_document(output)
+        config_of_task = job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"]
+        before = config_of_task["args"][-1]
+        config_of_task["args"][-1] = line(before)
+        change(job)
+        output.write_text(stages.json.dumps(job))
+        with self.cluster.connect(whole.nomad) as client:
+            try:
+                endpoints: Endpoints = submit(planned, whole, self.cluster, str(output))
+                server = server_of(
+                    Placement(
+                        run=self.run.id,
+                        nomad=client,
+                        cluster=self.cluster,
+                        settings=whole,
+                        sandbox=whole.sandboxes[name],
+                        allocation=endpoints.allocations[0],
+                        endpoints=endpoints,
+                        job=job,
+                        image=file,
+                    )
+                )
+                if ready:
+                    wait_until(lambda: answers(server), 60)
+                with server.keep:
+                    yield server
+            finally:
+                teardown.stop_and_verify(
+                    client, planned.job_id, [], collect=self.run.folder / "collected" / name, deadline_s=20, local=True
+                )
+
+
+def answers(server: Server) -> bool:
+    """Whether the server answers ``/health``."""
+    with contextlib.suppress(SifproofError):
+        return bool(server.client.health())
+    return False
+
+
+def verdicts(server: Server, suites: Iterable[str]) -> dict[str, Verdict]:
+    """The verdict of each check of ``suites`` that applies to the server's driver, as a run of the gate records it."""
+    sandbox = server.placed.sandbox
+    chosen = list(suites)
+    planned = policy.plan_checks(sandbox, chosen)
+    counts = {"advisory": planned["advisory"], "limits": planned["limits"]}
+    context = Context(server.placed.run, "box", sandbox.driver, log=io.StringIO(), **counts)
+    checks = [c for suite in chosen for c in registry.of_suite(suite) if c.id in planned["checks"]]
+    return {v.check: v for v in run_checks(checks, server, context)}
+
+
+def red(found: dict[str, Verdict]) -> set[str]:
+    """The checks that failed."""
+    return {check for check, verdict in found.items() if verdict.verdict in ("fail", "flaky")}
