@@ -1,6 +1,8 @@
 # Set-up, runs and tests in one word each; `make` alone says which there are.
 PYTHON ?= python3
 ARGS ?=
+# Most of a test is waiting. Those of one file share what they start, so they stay together.
+WORKERS ?= 3
 BIN := .venv/bin
 PRIVATE_ENGINE := $(PYTHON) tools/docker_engine.py --
 
@@ -26,7 +28,7 @@ run:
 test:
 	@$(PYTHON) tools/docker_engine.py --possible
 	@$(PYTHON) tools/setup.py --brief --docker
-	@$(PRIVATE_ENGINE) $(BIN)/pytest $(ARGS)
+	@$(PRIVATE_ENGINE) $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint:
 	@$(PYTHON) tools/setup.py --brief --python-only

@@ -418,8 +418,9 @@ def test_interrupted_in_the_middle_leaves_nothing_half_and_the_next_call_succeed
 def test_as_an_ordinary_user(tmp_path, memory):
     """Root gives up its rights first; whoever is no root runs as himself, as in every other test here."""
     source = SOURCES["docker-archive"](tmp_path)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
     store, result = tmp_path / "store", tmp_path / "result"
     store.mkdir()
     result.touch()
