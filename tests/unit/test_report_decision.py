@@ -38,7 +38,9 @@ def test_all_passed_is_accepted() -> None:
     decision = decide(plan(), verdicts())
     assert words(decision) == ("accepted", 0)
     assert decision.reasons == []
-    assert decision.sentence == "Accepted: 18 required checks passed on singularity and docker."
+    assert decision.sentence == (
+        "Accepted: 18 required checks passed on singularity and docker, of the suites health, bash and files alone."
+    )
     assert [(s.name, s.verdict, s.counts) for s in decision.sandboxes] == [
         ("singularity", "accepted", {"pass": 9}),
         ("docker", "accepted", {"pass": 9}),
@@ -198,8 +200,16 @@ def test_a_required_check_that_was_not_measured_is_incomplete() -> None:
     assert "suite files was not measured" in decision.reasons[0].text
 
 
-def test_a_suite_of_optional_checks_that_were_not_measured_did_not_run() -> None:
-    assert words(decide(ONE, one(files_round_trip=SKIPPED | {"required": False}))) == ("incomplete", 4)
+def test_a_suite_of_which_nothing_is_required_may_be_not_measured() -> None:
+    assert words(decide(ONE, one(files_round_trip=SKIPPED | {"required": False}))) == ("accepted", 0)
+
+
+def test_a_suite_that_the_policy_turned_off_is_no_gap() -> None:
+    rows = [row for row in one() if row.suite != "files"]
+    asked = [check for checks in CHECKS.values() for check in checks]
+    left = [check for check in asked if not check.startswith("files.")]
+    assert words(decide(plan(planned(checks=left)), rows)) == ("accepted", 0)
+    assert words(decide(plan(planned(checks=asked)), rows)) == ("incomplete", 4)
 
 
 def test_what_a_failed_guard_kept_from_being_measured_has_its_word() -> None:
@@ -218,7 +228,10 @@ def test_what_is_left_out_does_not_count() -> None:
     left_out = planned("docker", left_out="There is no Docker engine.")
     decision = decide(plan(planned(), left_out), one(), [fault("preflight", "docker")])
     assert words(decision) == ("accepted", 0)
-    assert decision.sentence == ("Accepted: 9 required checks passed on singularity; left out: docker.")
+    assert decision.sentence == (
+        "Accepted: 9 required checks passed on singularity, of the suites health, bash and files alone; "
+        "left out: docker."
+    )
     assert decision.sandboxes[1].model_dump() == {
         "name": "docker",
         "driver": "docker",

@@ -17,7 +17,7 @@ from sifproof.report.tables import CHECK_COLUMNS, LEFT_OUT, checks_table, read_t
 # fmt: off
 COLUMNS = [
     "run", "sandbox", "driver", "node", "allocation", "suite", "check", "verdict", "required", "value", "unit", "limit",
-    "duration_s", "attempts", "message",
+    "duration_s", "waited_s", "attempts", "message",
 ]
 # fmt: on
 

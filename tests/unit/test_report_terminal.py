@@ -28,7 +28,8 @@ def printed(decision: Decision, *, terminal: bool, most: int = 10) -> str:
 def test_accepted_is_one_line_with_the_path_of_the_report() -> None:
     decision = decide(plan(), verdicts())
     assert printed(decision, terminal=False) == (
-        "Accepted: 18 required checks passed on singularity and docker. Report: results/report.html\n"
+        "Accepted: 18 required checks passed on singularity and docker, of the suites health, bash and files alone. "
+        "Report: results/report.html\n"
     )
 
 
