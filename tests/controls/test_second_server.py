@@ -1,0 +1,17 @@
+"""A server that nobody of this project would know, written from the protocol alone, is judged as the reference is."""
+
+from pathlib import Path
+
+from placed import verdicts
+
+from sifproof import config
+
+SERVER = Path(__file__).parents[1] / "second_server"
+
+
+def test_a_server_of_somebody_else_passes_every_required_check(house):
+    """All suites, on the same image: only the server differs."""
+    with house.sandbox("second", binds=[f"{SERVER}:/second:ro"], command=["python3", "/second/server.py"]) as server:
+        found = verdicts(server, config.SUITES)
+    wrong = {check: v for check, v in found.items() if v.required and v.verdict != "pass"}
+    assert wrong == {}
