@@ -17,7 +17,7 @@ from sifproof.nomad.ports import claim_block
 # As docs/how-to/cluster.md tells people to write it.
 POLICY = """
 namespace "default" {
-  capabilities = ["submit-job", "read-job", "list-jobs", "read-logs", "read-fs"]
+  capabilities = ["submit-job", "read-job", "list-jobs", "read-logs", "read-fs", "alloc-lifecycle"]
 }
 node { policy = "read" }
 """

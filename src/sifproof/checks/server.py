@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from sifproof import config
 from sifproof.checks.registry import NotApplicable, NotMeasured
@@ -17,6 +17,8 @@ from sifproof.nomad.allocations import Allocation
 from sifproof.nomad.client import Client
 from sifproof.nomad.probe import Node
 from sifproof.sandbox.client import Result, SandboxClient
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Server:
     placement: Placement | None = None
     keep: ExitStack = field(default_factory=ExitStack, repr=False)
     """What checks of a suite share and somebody has to end: closed when the suite is over on this allocation."""
+    _shared: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def placed(self) -> Placement:
@@ -66,6 +69,17 @@ class Server:
         if self.placement is None:
             raise NotMeasured("the server does not run under Nomad")
         return self.placement
+
+    def share(self, name: str, make: Callable[[], T]) -> T:
+        """What ``make`` returns, made once for all checks of the suite; where it raised, the same is raised again."""
+        if name not in self._shared:
+            try:
+                self._shared[name] = make()
+            except Exception as error:
+                self._shared[name] = error
+        if isinstance(self._shared[name], Exception):
+            raise self._shared[name]
+        return cast(T, self._shared[name])
 
     def slot(self, index: int = 0) -> str:
         """Id of the slot ``index`` counted from either end; not applicable where the config gives too few."""

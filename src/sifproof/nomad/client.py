@@ -27,6 +27,9 @@ BLOCK_S = 5.0
 """Seconds one blocking query waits. Short, because a change can slip past one that has just begun."""
 
 _TIMEOUT_S = 20.0
+_RESTART_S = 60.0
+"""A restart is answered when the task has ended: at its kill_timeout at the latest."""
+
 _JITTER = 1 / 16
 
 
@@ -36,6 +39,10 @@ class NotFoundError(SifproofError):
 
 class RejectedError(SifproofError):
     """Nomad understood the request and refused it: HTTP 400."""
+
+
+class ForbiddenError(SifproofError):
+    """The token does not allow it: HTTP 401 or 403."""
 
 
 class _ServerName(HTTPAdapter):
@@ -200,6 +207,22 @@ class Client:
         except NotFoundError:
             return
 
+    def restart(self, allocation: str, task: str) -> None:
+        """Have ``task`` of ``allocation`` restarted where it runs; returns when its process has ended.
+
+        Raises :class:`ForbiddenError` to a token without ``alloc-lifecycle``.
+        """
+        validate_id(allocation, "allocation id")
+        with self._in_words(f"restart of allocation {allocation}", needs="alloc-lifecycle"):
+            self._files.allocation.request(
+                allocation,
+                "restart",
+                json={"TaskName": task},
+                params={"namespace": self.namespace},
+                method="post",
+                timeout=_RESTART_S,
+            )
+
     def bootstrap(self, token: str) -> None:
         """Make ``token``, a UUID, the first management token of a cluster whose access control has none yet.
 
@@ -257,7 +280,7 @@ class Client:
         if status == 400 or (status == 500 and re.match(r"\d+ errors? occurred:", text)):
             return RejectedError(f"Nomad rejected {what}", why=text, fault=Fault.CONFIGURATION)
         if status in (401, 403):
-            return SifproofError(
+            return ForbiddenError(
                 f"Nomad at {self.address} does not permit it ({what})",
                 why=text,
                 todo=f"set NOMAD_TOKEN to a token whose policy has {needs} in namespace {self.namespace!r} "
