@@ -7,15 +7,15 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-if "sandboxes" not in config:
-
-    configfile: os.path.join(workflow.basedir, "config", "config.yaml")
-
-
 sys.path.insert(0, os.path.join(workflow.basedir, "src"))
 from sifproof import pipeline
 
-flow = pipeline.begin(config, workflow.configfiles)
+if "sandboxes" not in config:
+
+    configfile: pipeline.readable(os.path.join(workflow.basedir, "config", "config.yaml"))
+
+
+flow = pipeline.begin(config, workflow.configfiles, workflow.config_settings.config)
 R = str(flow.run.folder)
 
 

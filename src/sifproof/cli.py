@@ -68,7 +68,14 @@ def _run(arguments: Sequence[str]) -> int:
     """Snakemake below this process, so that its exit code can be put in the gate's words."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--directory", "-d", type=Path, default=Path())
-    results = parser.parse_known_args(arguments)[0].directory / "results"
+    parser.add_argument("--configfile", "--configfiles", type=Path, nargs="+", action="extend", default=[])
+    given = parser.parse_known_args(arguments)[0]
+    if given.configfile:
+        from sifproof import config  # noqa: PLC0415 - takes a while to import
+
+        for file in given.configfile:  # where they are no YAML, Snakemake shows its own code
+            config.read(file)
+    results = given.directory / "results"
     this = run.Run(os.environ.get(run.RUN_VARIABLE) or run.new_id(), results)
     known = this.folder.exists()
     environ = {**os.environ, run.RUN_VARIABLE: this.id}

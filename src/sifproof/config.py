@@ -7,11 +7,13 @@ what is allowed.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -90,24 +92,40 @@ class Policy(Section):
     advisory: list[str] = Field(default=[], description="is run and reported, and rejects nothing")
     off: list[str] = Field(default=[], description="is not run; the reports name it")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _off_is_a_word(cls, values: object) -> object:
+        # To YAML an unquoted `off` is the opposite of `on`.
+        return {"off" if key is False else key: v for key, v in values.items()} if isinstance(values, dict) else values
+
 
 def _day(value: object) -> object:
     """A day arrives as YAML's date, or as text on the command line."""
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             return datetime.date.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"{value!r} is no day; write it as 2027-01-31") from None
-    if isinstance(value, datetime.datetime):
-        raise ValueError("a day is expected, without a time; write it as 2027-01-31")
+    if type(value) is not datetime.date:
+        raise ValueError(f"{str(value)!r} is no day; write it as 2027-01-31, without a time")
     return value
+
+
+def _quantity(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no limit; write a number and a unit, such as `200 ms`")
+    return value
+
+
+def _said(reason: str) -> str:
+    if not reason.strip():
+        raise ValueError("says nothing; a sentence is expected, for who reads the report")
+    return reason
 
 
 class Waiver(Section):
     """A failure that is known and accepted until a day. It shows in every report; afterwards the check fails again."""
 
     check: str = Field(min_length=1, description="id of the check, or a pattern")
-    reason: str = Field(min_length=1, pattern=r"\S", description="why it may fail, for who reads the report")
+    reason: Annotated[str, AfterValidator(_said)] = Field(description="why it may fail, for who reads the report")
     until: Annotated[datetime.date, BeforeValidator(_day)] = Field(description="last day it counts, such as 2027-01-31")
 
 
@@ -155,7 +173,7 @@ class Sandbox(Section):
     )
     policy: Policy = Field(default=Policy(), description="which checks it must pass")
     waivers: list[Waiver] = Field(default=[], description="known failures, each with a reason and a last day")
-    limits: dict[str, str] = Field(
+    limits: dict[str, Annotated[str, BeforeValidator(_quantity)]] = Field(
         default={},
         description="the most, or for rates the least, that a check may measure, by its id, with a unit: `200 ms`, "
         "`5 s`, `20 /s`; without a limit it is measured and not judged",
@@ -308,7 +326,20 @@ def _key(location: Location) -> str:
     return ".".join(str(p) for p in location if not re.match(r"(literal\[|constrained-|function-|int$|bool$)", str(p)))
 
 
-def _sentences(error: ValidationError, files: Sequence[Path]) -> list[str]:
+def _description(location: Location) -> str:
+    """What the key at ``location`` is for."""
+    here: Any = Settings
+    text = ""
+    for part in location:
+        if not (isinstance(here, type) and issubclass(here, BaseModel)):
+            arguments = [a for a in get_args(here) if isinstance(a, type) and issubclass(a, BaseModel)]
+            here = arguments[0] if arguments else None
+        elif field := here.model_fields.get(str(part)):
+            here, text = field.annotation, field.description or ""
+    return text
+
+
+def _sentences(error: ValidationError, origin: Origin) -> list[str]:
     """One sentence for each wrong key: where it stands, the key, its value, what is allowed."""
     sentences: dict[str, list[str]] = {}
     values: dict[str, str] = {}
@@ -316,14 +347,14 @@ def _sentences(error: ValidationError, files: Sequence[Path]) -> list[str]:
     for item in error.errors(include_url=False):
         location = item["loc"]
         key = _key(location)
-        lines[key] = line_of(location, files)
+        lines[key] = origin.line_of(location)
         if item["type"] == "extra_forbidden":
             allowed = _allowed(Settings, location)
             close = closest(str(location[-1]), allowed)
             hint = f"did you mean `{close}`? " if close else ""
             text = f"no such key; {hint}allowed are {', '.join(allowed)}"
         elif item["type"] == "missing":
-            text = "is missing"
+            text = f"is missing: {_description(location)}"
         elif item["type"] == "value_error":
             text = str(item["ctx"]["error"])
         elif item["type"] == "string_pattern_mismatch" and str(location[-1]) == "[key]":
@@ -340,46 +371,74 @@ def _sentences(error: ValidationError, files: Sequence[Path]) -> list[str]:
     ]
 
 
-def line_of(location: Location, files: Sequence[Path]) -> str:
-    """``config/mine.yaml, line 12: `` for what stands at ``location``; empty where no file has it.
+@dataclass(frozen=True)
+class Origin:
+    """Where a config comes from: ``files``, of which the last counts, and what the command line gives over them."""
 
-    A key that is missing has the line of the mapping that it is missing in. The last file counts, as it does for
-    Snakemake.
-    """
-    for path in reversed(files):
-        try:
-            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            continue
-        line = None
-        for part in location:
-            found = None
-            if isinstance(node, yaml.MappingNode):
-                found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                found = (node.value[part], node.value[part])
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        if line is not None:
-            return f"{path}, line {line}: "
-    return ""
+    files: Sequence[Path] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = [*map(str, self.files), *(["--config"] if self.given else [])]
+        return " and ".join(words) or "the configuration"
+
+    def line_of(self, location: Location) -> str:
+        """``config/mine.yaml, line 12: `` for what stands at ``location``; empty where nothing has it.
+
+        A key that is missing has the line of the mapping that it is missing in.
+        """
+        best, depth = "", 0
+        for path in self.files:
+            line, found = _line(path, location)
+            if line and found >= depth:
+                best, depth = f"{path}, line {line}: ", found
+        # No line there.
+        return "--config: " if 0 < _depth(self.given, location) >= depth else best
 
 
-def refuse(sentences: Iterable[str], source: str) -> SifproofError:
+def _line(path: Path, location: Location) -> tuple[int, int]:
+    """The line of ``path`` with what stands at ``location``, and how many of its parts are there; (0, 0) for none."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return 0, 0
+    line = depth = 0
+    for part in location:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = (node.value[part], node.value[part])
+        if found is None:
+            break
+        line, depth, node = found[0].start_mark.line + 1, depth + 1, found[1]
+    return line, depth
+
+
+def _depth(value: Any, location: Location) -> int:
+    """How many parts of ``location`` are in ``value``; a text that stands for a list has all of it."""
+    for depth, part in enumerate(location):
+        if isinstance(value, str):
+            return len(location)
+        known = range(len(value)) if isinstance(value, list) else value if isinstance(value, Mapping) else ()
+        if part not in known:
+            return depth
+        value = value[part]
+    return len(location)
+
+
+def refuse(sentences: Iterable[str], origin: Origin) -> SifproofError:
     """The error of a config that ``sentences`` find wrong, to be raised."""
     return SifproofError(
-        f"The configuration is not valid ({source})",
+        f"The configuration is not valid ({origin})",
         why="\n".join(f"  {sentence}" for sentence in sentences),
         todo="See docs/reference/config.md, which lists every key",
         fault=Fault.CONFIGURATION,
     )
 
 
-def load(
-    mapping: Mapping[str, Any], source: str = "config/config.yaml", files: Iterable[str | os.PathLike[str]] = ()
-) -> Settings:
-    """The settings in ``mapping``; ``files`` are those it was read from, where known.
+def load(mapping: Mapping[str, Any], origin: Origin = Origin()) -> Settings:
+    """The settings in ``mapping``, which comes from ``origin``.
 
     Raises :class:`SifproofError` (fault: configuration) that names each wrong key, its value and what is allowed, with
     the file and line that it stands in.
@@ -387,13 +446,14 @@ def load(
     try:
         return Settings.model_validate(dict(mapping))
     except ValidationError as error:
-        raise refuse(_sentences(error, [Path(file) for file in files]), source) from None
+        raise refuse(_sentences(error, origin), origin) from None
 
 
 def read(path: Path) -> dict[str, Any]:
     """The mapping in the YAML file ``path``; raises :class:`SifproofError` where it can't be read as one."""
     try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        mapping = yaml.safe_load(text)
     except OSError as error:
         raise SifproofError(
             f"The configuration {path} can't be read", why=str(error.strerror), fault=Fault.CONFIGURATION
@@ -402,6 +462,9 @@ def read(path: Path) -> dict[str, Any]:
         raise SifproofError(
             f"The configuration {path} is not YAML", why=str(error), fault=Fault.CONFIGURATION
         ) from None
+    except ValueError as error:
+        # It looks like a day, and is none: YAML makes days of such words before anybody can look at them.
+        raise refuse(list(_no_days(yaml.compose(text), path)) or [f"{path}: {error}"], Origin([path])) from None
     if not isinstance(mapping, dict):
         raise SifproofError(
             f"The configuration {path} holds no mapping",
@@ -409,3 +472,16 @@ def read(path: Path) -> dict[str, Any]:
             fault=Fault.CONFIGURATION,
         )
     return mapping
+
+
+def _no_days(node: yaml.Node | None, path: Path) -> Iterator[str]:
+    """A sentence for each word below ``node`` that YAML takes for a day and that is none."""
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:timestamp":
+        try:
+            yaml.safe_load(node.value)
+        except ValueError as error:
+            line = node.start_mark.line + 1
+            yield f"{path}, line {line}: {node.value!r} is no day ({error}); write it as 2027-01-31"
+    for below in getattr(node, "value", ()) if not isinstance(node, yaml.ScalarNode) else ():
+        for item in below if isinstance(below, tuple) else (below,):
+            yield from _no_days(item, path)

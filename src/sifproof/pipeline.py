@@ -60,8 +60,22 @@ class Flow:
         return [str(self.run.folder / "verdicts" / f"{sandbox}.{name}.jsonl") for name in earlier]
 
 
-def begin(mapping: Mapping[str, Any], files: Iterable[str | os.PathLike[str]] = ()) -> Flow:
-    """The flow of the config that Snakemake merged, from ``files`` and the command line.
+def readable(file: str) -> str:
+    """``file``, which Snakemake is to read next; ends the process with a plain sentence where it is no YAML."""
+    try:
+        config.read(_short(file))
+    except SifproofError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.fault.exit_code)
+    return file
+
+
+def begin(
+    mapping: Mapping[str, Any],
+    files: Iterable[str | os.PathLike[str]] = (),
+    given: Mapping[str, Any] | None = None,
+) -> Flow:
+    """The flow of the config that Snakemake merged, from ``files`` and from what the command line gives over them.
 
     Ends the process with a plain sentence where it is wrong.
     """
@@ -69,24 +83,23 @@ def begin(mapping: Mapping[str, Any], files: Iterable[str | os.PathLike[str]] = 
     library = str(Path(__file__).parents[1])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *(path for path in paths if path not in ("", library))])
-    paths = [_short(file) for file in files]
-    source = " and ".join(paths) or "--config"
+    origin = config.Origin([_short(file) for file in files], given or {})
     try:
-        settings = config.load(mapping, source, paths)
+        settings = config.load(mapping, origin)
         if any(s.policy != config.Policy() or s.waivers or s.limits for s in settings.sandboxes.values()):
             from sifproof.checks import policy  # noqa: PLC0415 - the catalogue takes a while to import
 
-            policy.verify(settings, source, paths)
+            policy.verify(settings, origin)
         return Flow(run.current(), settings)
     except SifproofError as error:
         print(error, file=sys.stderr)
         sys.exit(error.fault.exit_code)
 
 
-def _short(path: str | os.PathLike[str]) -> str:
+def _short(path: str | os.PathLike[str]) -> Path:
     """``path`` from here, where it lies below."""
     here = Path(path).absolute()
-    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
+    return here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
 
 
 def end(flow: Flow) -> None:

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import time
+
+import pytest
 
 from sifproof.checks import registry
-from sifproof.checks.registry import Check, Finding, NotMeasured, at_most, expect
+from sifproof.checks.registry import Check, Finding, NotApplicable, NotMeasured, at_most, expect, measured
 from sifproof.checks.runner import Context, run_checks
 from sifproof.errors import Fault, SifproofError
+from sifproof.records import PlannedWaiver
 
 
 def made(function, name="bash.made", **more) -> Check:
     return Check(name, "It is so.", "why", "todo", function, **more)
 
 
-def verdicts(*checks, blocked=""):
-    context = Context("run", "box", "docker", "node", "alloc", io.StringIO())
+def verdicts(*checks, blocked="", **counts):
+    context = Context("run", "box", "docker", "node", "alloc", io.StringIO(), **counts)
     return list(run_checks(checks, None, context, blocked=blocked))
+
+
+def in_turn(*outcomes):
+    """A check's function that gives the next of ``outcomes`` each time: a finding, or an exception to raise."""
+    left = iter(outcomes)
+
+    def function(subject):
+        outcome = next(left)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return function
 
 
 def raising(error):
@@ -58,6 +76,108 @@ def test_a_guard_that_fails_blocks_what_follows() -> None:
 def test_blocked_looks_at_nothing() -> None:
     (verdict,) = verdicts(made(raising(AssertionError("looked"))), blocked="Nomad is gone")
     assert (verdict.verdict, verdict.message, verdict.attempts) == ("not-measured", "Nomad is gone", 0)
+
+
+def test_what_fails_and_then_passes_is_flaky() -> None:
+    (verdict,) = verdicts(made(in_turn(expect(False, "broken"), expect(True, "fine"))))
+    assert (verdict.verdict, verdict.attempts) == ("flaky", 2)
+    assert verdict.message == "failed, and passed on a second try; the first time: broken"
+    (verdict,) = verdicts(made(in_turn(SifproofError("No answer", fault=Fault.INFRASTRUCTURE), expect(True))))
+    assert (verdict.verdict, verdict.fault) == ("flaky", Fault.INFRASTRUCTURE)
+
+
+def test_what_fails_twice_fails_with_its_last_words() -> None:
+    (verdict,) = verdicts(made(in_turn(expect(False, "first"), expect(False, "second"))))
+    assert (verdict.verdict, verdict.attempts, verdict.message) == ("fail", 2, "second")
+    # It was seen to fail: that it could not be looked at again takes nothing from it.
+    (verdict,) = verdicts(made(in_turn(expect(False, "first"), NotMeasured("gone"))))
+    assert (verdict.verdict, verdict.attempts, verdict.message) == ("fail", 2, "first")
+
+
+def test_guards_and_what_proves_nothing_twice_are_tried_once() -> None:
+    for more in ({"once": True}, {"guards": True}):
+        (verdict,) = verdicts(made(in_turn(expect(False, "broken"), expect(True)), **more))
+        assert (verdict.verdict, verdict.attempts) == ("fail", 1)
+
+
+def test_not_measured_and_pass_are_tried_once() -> None:
+    for outcome, word in ((NotMeasured("no tool"), "not-measured"), (expect(True), "pass")):
+        (verdict,) = verdicts(made(in_turn(outcome)))
+        assert (verdict.verdict, verdict.attempts) == (word, 1)
+
+
+def test_deliberate_waits_are_told_and_are_never_more_than_the_time_it_took() -> None:
+    (verdict,) = verdicts(made(lambda s: time.sleep(0.02) or expect(True), waits_s=0.01))
+    assert verdict.waited_s == 0.01
+    (verdict,) = verdicts(made(lambda s: expect(True), waits_s=9.0))
+    assert verdict.waited_s <= verdict.duration_s
+    (verdict,) = verdicts(made(lambda s: time.sleep(0.02) or expect(False), waits_s=0.01))
+    assert verdict.waited_s == 0.02
+
+
+def test_nothing_to_look_at_does_not_count() -> None:
+    (verdict,) = verdicts(made(raising(NotApplicable("one slot"))))
+    assert (verdict.verdict, verdict.required) == ("not-measured", False)
+
+
+def test_what_is_advisory_or_waived_is_recorded_so() -> None:
+    waiver = PlannedWaiver(reason="ticket 7", until=datetime.date.max)
+    failing = made(lambda s: expect(False, "broken"))
+    (verdict,) = verdicts(failing, advisory={"bash.made": "so"})
+    assert (verdict.verdict, verdict.required) == ("fail", False)
+    (verdict,) = verdicts(failing, waivers={"bash.made": waiver})
+    assert (verdict.verdict, verdict.attempts) == ("waived", 2)
+    assert verdict.message == "waived until 9999-12-31 (ticket 7); fail: broken"
+
+
+def test_a_waiver_does_not_open_what_a_guard_closes() -> None:
+    waiver = PlannedWaiver(reason="ticket 7", until=datetime.date.max)
+    guard = made(lambda s: expect(False, "a stranger"), "health.identity", guards=True)
+    waivers = {"health.identity": waiver, "bash.made": waiver}
+    first, second = verdicts(guard, made(lambda s: expect(True)), waivers=waivers)
+    assert (first.verdict, second.verdict) == ("waived", "not-measured")
+
+
+@pytest.mark.parametrize(
+    ("value", "at_least", "word"),
+    [
+        (0.5, False, "pass"),
+        (0.6, False, "fail"),
+        (0.5, True, "pass"),
+        (0.4, True, "fail"),
+        (float("nan"), True, "fail"),
+    ],
+)
+def test_what_is_measured_is_held_against_the_limit_of_the_config(value, at_least, word) -> None:
+    check = made(lambda s: measured(value, "seen"), unit="s", at_least=at_least)
+    (verdict,) = verdicts(check, limits={"bash.made": 0.5})
+    assert (verdict.verdict, verdict.unit, verdict.limit) == (word, "s", 0.5)
+    assert verdict.message == f"seen; at {'least' if at_least else 'most'} 0.5 s allowed"
+
+
+def test_without_a_limit_it_is_measured_and_not_judged() -> None:
+    (verdict,) = verdicts(made(lambda s: measured(7.0, "seen"), unit="s"))
+    assert (verdict.verdict, verdict.value, verdict.unit, verdict.limit) == ("pass", 7.0, "s", None)
+
+
+def test_a_failure_is_no_pass_because_its_value_keeps_the_limit() -> None:
+    (verdict,) = verdicts(made(lambda s: Finding(False, "broken", 0.1), unit="s"), limits={"bash.made": 0.5})
+    assert verdict.verdict == "fail"
+    (verdict,) = verdicts(made(lambda s: expect(False, "no answer"), unit="s"), limits={"bash.made": 0.5})
+    assert verdict.verdict == "fail"
+
+
+def test_a_check_that_measures_does_not_pass_without_a_value() -> None:
+    (verdict,) = verdicts(made(lambda s: expect(True), unit="s"), limits={"bash.made": 0.5})
+    assert verdict.verdict == "not-measured"
+    assert "it passed without a value" in verdict.message
+
+
+def test_a_slow_second_try_that_keeps_the_limit_is_flaky() -> None:
+    (verdict,) = verdicts(
+        made(in_turn(measured(0.9, "slow"), measured(0.1, "fast")), unit="s"), limits={"bash.made": 0.5}
+    )
+    assert (verdict.verdict, verdict.value) == ("flaky", 0.9)
 
 
 def test_value_and_limit_are_recorded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,88 @@ def test_a_file_that_is_no_config(tmp_path: Path, content: str, said: str) -> No
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SifproofError, match="can't be read: No such file"):
         config.read(tmp_path / "none.yaml")
+
+
+def sandboxes(tmp_path: Path, text: str) -> config.Origin:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"sandboxes:\n  one:\n    driver: docker\n{text}")
+    return config.Origin([path])
+
+
+def refused(origin: config.Origin) -> str:
+    with pytest.raises(SifproofError) as caught:
+        config.load(config.read(origin.files[-1]), origin)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "    waivers:\n      - check: bash.output\n        reason: so\n",
+            ["mine.yaml, line 5: sandboxes.one.waivers.0.until: is missing: last day it counts, such as 2027-01-31"],
+        ),
+        ("    waivers: [{check: a, until: 2027-01-31}]\n", ["line 4: sandboxes.one.waivers.0.reason: is missing"]),
+        ("    waivers: [{check: a, until: 2027-01-31, reason: ' '}]\n", ["line 4:", "says nothing"]),
+        ("    waivers: [{check: a, reason: b, until: 20270131}]\n", ["line 4:", "'20270131' is no day", "2027-01-31"]),
+        (
+            "    waivers: [{check: a, reason: b, until: soon}]\n",
+            ["line 4:", "'soon' is no day; write it as 2027-"],
+        ),
+        ("    waivers: [{check: a, reason: b, until: }]\n", ["line 4:", "'None' is no day"]),
+        (
+            "    waivers:\n      - check: a\n        reason: b\n        until: 2027-01-31 10:00:00\n",
+            ["line 7:", "is no day; write it as 2027-01-31, without a time"],
+        ),
+        (
+            "    waivers:\n      - check: a\n        reason: b\n        until: 2027-02-30\n",
+            ["mine.yaml, line 7: '2027-02-30' is no day (day is out of range for month)"],
+        ),
+        ("    waivers: [{check: a, raeson: b, until: 2027-01-31}]\n", ["did you mean `reason`?"]),
+        ("    limits:\n      performance.exec-p95: 20\n", ["line 5:", "20 is no limit; write a number and a unit"]),
+        ("    policy:\n      optional: [bash.*]\n", ["line 5:", "allowed are required, advisory, off"]),
+        ("    policy:\n      off: bash.*\n", ["line 5: sandboxes.one.policy.off = 'bash.*'", "list"]),
+    ],
+)
+def test_a_wrong_policy_waiver_or_limit_is_told_with_its_line(tmp_path: Path, text: str, said: list[str]) -> None:
+    text = refused(sandboxes(tmp_path, text))
+    for words in said:
+        assert words in text
+
+
+def test_off_needs_no_quotes(tmp_path: Path) -> None:
+    origin = sandboxes(tmp_path, "    policy:\n      off: [bash.*]\n      required: [bash.output]\n")
+    loaded = config.load(config.read(origin.files[0]), origin)
+    assert loaded.sandboxes["one"].policy == config.Policy(off=["bash.*"], required=["bash.output"])
+
+
+@pytest.mark.parametrize("day", [datetime.date(2027, 1, 31), "2027-01-31"])
+def test_a_day_may_come_from_a_file_or_from_the_command_line(day: object) -> None:
+    mapping = settings()
+    mapping["sandboxes"]["one"]["waivers"] = [{"check": "bash.output", "reason": "so", "until": day}]
+    (waiver,) = config.load(mapping).sandboxes["one"].waivers
+    assert waiver.until == datetime.date(2027, 1, 31)
+
+
+def test_the_line_is_that_of_the_file_that_has_the_value(tmp_path: Path) -> None:
+    first, last = tmp_path / "first.yaml", tmp_path / "last.yaml"
+    first.write_text("driver: docker\nsandboxes:\n  one:\n    slots: 0\n")
+    last.write_text("sandboxes:\n  one:\n    driver: docker\n")
+    origin = config.Origin([first, last])
+    assert origin.line_of(("sandboxes", "one", "slots")) == f"{first}, line 4: "
+    assert origin.line_of(("sandboxes", "one", "driver")) == f"{last}, line 3: "
+    # What is missing: where the mapping is that misses it, in the file that counts.
+    assert origin.line_of(("sandboxes", "one", "nothing")) == f"{last}, line 2: "
+    assert origin.line_of(("nothing",)) == ""
+
+
+def test_what_the_command_line_gives_is_not_blamed_on_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("suites: [health]\nsandboxes:\n  one: {driver: docker, slots: 0}\n")
+    origin = config.Origin([path], {"suites": "health,speed"})
+    mapping = {**config.read(path), "suites": "health,speed"}
+    with pytest.raises(SifproofError) as caught:
+        config.load(mapping, origin)
+    assert f"{path} and --config" in str(caught.value)
+    assert "--config: suites.1 = 'speed'" in str(caught.value)
+    assert f"{path}, line 3: sandboxes.one.slots = 0" in str(caught.value)

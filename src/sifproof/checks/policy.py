@@ -7,11 +7,9 @@ The plan of a run holds the outcome by check id (:func:`plan_checks`); verdicts 
 from __future__ import annotations
 
 import datetime
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sifproof import config
@@ -25,7 +23,12 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 UNITS: dict[str, dict[str, float]] = {
     "s": {"ms": 1e-3, "s": 1.0, "min": 60.0},
     "/s": {"/s": 1.0, "/min": 1 / 60},
-    "B": {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
+    "B": {
+        "B": 1.0,
+        **{f"{prefix}B": 1000.0**power for power, prefix in enumerate("kMGT", 1)},
+        **{f"{prefix}iB": 1024.0**power for power, prefix in enumerate("KMGT", 1)},
+    },
+    "files": {"files": 1.0},
 }
 """Units that a limit may be given in, by the unit that the check measures in, with what each is worth in it."""
 
@@ -38,11 +41,16 @@ def matching(pattern: str, checks: Iterable[str]) -> list[str]:
     return [check for check in checks if fnmatchcase(check, pattern)]
 
 
+def _says(pattern: str) -> tuple[bool, int]:
+    """How much ``pattern`` says: an id more than a pattern, a longer pattern more than a shorter one."""
+    return not _WILD.search(pattern), len(pattern)
+
+
 def level(check: Check, driver: str, policy: config.Policy) -> tuple[Level, str]:
     """How ``check`` counts for a sandbox of ``driver``, and why where it is not required."""
     weights = [
         # Of two that say as much, the stricter.
-        ((not _WILD.search(pattern), len(pattern), -LEVELS.index(word)), word, pattern)
+        ((*_says(pattern), -LEVELS.index(word)), word, pattern)
         for word in LEVELS
         for pattern in getattr(policy, word)
         if fnmatchcase(check.id, pattern)
@@ -83,61 +91,86 @@ def plan_checks(sandbox: config.Sandbox, suites: Iterable[str]) -> dict[str, Any
             advisory[check.id] = why
     waivers = {
         check: PlannedWaiver(reason=waiver.reason, until=waiver.until)
-        for waiver in sandbox.waivers
+        # The last counts: what says most, and of two that say as much the longer.
+        for waiver in sorted(sandbox.waivers, key=lambda waiver: (*_says(waiver.check), waiver.until))
         for check in matching(waiver.check, checks)
     }
     limits = {check: parse_limit(text, known[check]) for check, text in sandbox.limits.items() if check in checks}
     return {"checks": checks, "advisory": advisory, "off": off, "waivers": waivers, "limits": limits}
 
 
+def today() -> datetime.date:
+    """The day that waivers are held against: UTC, so that a run is the same wherever it is started."""
+    return datetime.datetime.now(datetime.UTC).date()
+
+
 def judge(verdict: Verdict, advisory: Mapping[str, str], waivers: Mapping[str, PlannedWaiver]) -> Verdict:
-    """``verdict`` as the plan of its sandbox counts it; waivers count until the end of their last day, by UTC."""
+    """``verdict`` as the plan of its sandbox counts it; waivers count until the end of their last day, by UTC.
+
+    What was not looked at at all is not waived: nobody can have known how it would come out.
+    """
     changes: dict[str, Any] = {}
     if verdict.check in advisory:
         changes["required"] = False
     waiver = waivers.get(verdict.check)
-    if waiver and verdict.verdict != "pass":
-        until = waiver.until.isoformat()
-        if datetime.datetime.now(datetime.UTC).date() <= waiver.until:
+    if waiver and verdict.attempts:
+        until, over = waiver.until.isoformat(), today() > waiver.until
+        if verdict.verdict == "pass":
+            note = f"its waiver {'ended on' if over else 'until'} {until} and is no longer needed ({waiver.reason})"
+            changes["message"] = f"{verdict.message}; {note}" if verdict.message else note
+        elif verdict.required and over:
+            changes["message"] = f"its waiver ended on {until} ({waiver.reason}); {verdict.message}"
+        elif verdict.required:
             changes["verdict"] = "waived"
             changes["message"] = f"waived until {until} ({waiver.reason}); {verdict.verdict}: {verdict.message}"
-        else:
-            changes["message"] = f"its waiver ended on {until} ({waiver.reason}); {verdict.message}"
     return verdict.model_copy(update=changes)
 
 
-def verify(settings: config.Settings, source: str, files: Iterable[str | os.PathLike[str]] = ()) -> None:
+def verify(settings: config.Settings, origin: config.Origin) -> None:
     """Raise :class:`SifproofError` (fault: configuration) where a policy, waiver or limit names what there is not."""
-    paths = [Path(file) for file in files]
-    found = [
-        f"{config.line_of(where, paths)}{'.'.join(map(str, where))}: {sentence}"
-        for where, sentence in _problems(settings)
-    ]
+    found = [f"{origin.line_of(where)}{'.'.join(map(str, where))}: {words}" for where, words in _problems(settings)]
     if found:
-        raise config.refuse(found, source)
+        raise config.refuse(found, origin)
 
 
 def _problems(settings: config.Settings) -> Iterator[tuple[config.Location, str]]:
-    """What policies, waivers and limits name that the catalogue does not have: the key, and a sentence each."""
+    """What is wrong with policies, waivers and limits, put to the catalogue: the key, and a sentence each."""
     known = registry.load()
+    guards = [check for check in known.values() if check.guards]
     for name, sandbox in settings.sandboxes.items():
         here = ("sandboxes", name)
+        seen: set[str] = set()
         for word in LEVELS:
             for number, pattern in enumerate(getattr(sandbox.policy, word)):
                 there = (*here, "policy", word, number)
                 found = matching(pattern, known)
+                loose = [check.id for check in guards if check.id in found and _is_loose(check, sandbox)]
                 if not found:
                     yield there, _no_check(pattern, known)
-                elif word != "required" and (guards := [check for check in found if known[check].guards]):
-                    yield there, f"{', '.join(guards)} must stay required: all other checks rest on it"
-                elif any(pattern in getattr(sandbox.policy, other) for other in LEVELS if other != word):
-                    yield there, f"{pattern!r} stands in two lists of the policy"
+                elif pattern in seen:
+                    yield there, f"{pattern!r} stands in the policy twice; one list, once, is allowed"
+                elif word != "required" and loose:
+                    yield there, f"{pattern!r}: {_ALL_REST.format(', '.join(loose))}; name them in `required`"
+                elif word == "required" and pattern in known and sandbox.driver not in known[pattern].drivers:
+                    yield there, f"{pattern} does not apply to the driver {sandbox.driver}"
+                seen.add(pattern)
         for number, waiver in enumerate(sandbox.waivers):
-            if not matching(waiver.check, known):
-                yield (*here, "waivers", number, "check"), _no_check(waiver.check, known)
+            place = (*here, "waivers", number, "check")
+            found = matching(waiver.check, known)
+            if not found:
+                yield place, _no_check(waiver.check, known)
+            elif rests := [check.id for check in guards if check.id in found]:
+                yield place, f"{waiver.check!r}: {_ALL_REST.format(', '.join(rests))}; it can't be waived"
         for check, text in sandbox.limits.items():
             if sentence := _wrong_limit(check, text, known):
                 yield (*here, "limits", check), sentence
+
+
+_ALL_REST = "all other checks rest on {}"
+
+
+def _is_loose(check: Check, sandbox: config.Sandbox) -> bool:
+    return level(check, sandbox.driver, sandbox.policy)[0] != "required"
 
 
 def _wrong_limit(check: str, text: str, known: Mapping[str, Check]) -> str:
@@ -145,7 +178,7 @@ def _wrong_limit(check: str, text: str, known: Mapping[str, Check]) -> str:
     if check not in known:
         return _no_check(check, measuring)
     if check not in measuring:
-        return f"{check} takes no limit; those that do: {', '.join(measuring)}"
+        return f"{check} takes no limit; those that do: {', '.join(measuring) or 'none'}"
     try:
         parse_limit(text, known[check])
     except ValueError as error:

@@ -144,8 +144,10 @@ def _run(check: Check, subject: object, context: Context) -> Verdict:
 
 def _limited(check: Check, finding: Finding, limit: float | None) -> Finding:
     """``finding`` of a check that measures, judged by the limit of the config."""
-    if not check.unit or finding.value is None:
+    if not check.unit or (finding.value is None and not finding.passed):
         return finding
+    if finding.value is None:
+        raise ValueError("it passed without a value")
     if limit is None:
         return replace(finding, unit=check.unit)
     kept = finding.value >= limit if check.at_least else finding.value <= limit
