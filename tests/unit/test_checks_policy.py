@@ -231,6 +231,7 @@ def test_advisory_is_not_required() -> None:
     [
         (
             "    policy:\n      off:\n        - bash.outptu\n",
+            [
                 "mine.yaml, line 6: sandboxes.box.policy.off.0: 'bash.outptu' names no check",
                 "did you mean bash.output?",
             ],
