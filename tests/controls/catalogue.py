@@ -43,4 +43,11 @@ def control(name: str, kind: Kind, *red: str, sentence: str, plain: bool = False
 
 
 for _name, _defect in defects.load().items():
-    control(_name, "server", *_defect.red, sentence=inspect.getdoc(_defect.plant) or _name.replace("-", " "))
+    control(
+        _name,
+        "server",
+        *_defect.red,
+        sentence=inspect.getdoc(_defect.plant) or _name.replace("-", " "),
+        plain=_defect.plain,
+        health=_defect.health,
+    )

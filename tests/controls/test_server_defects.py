@@ -4,9 +4,11 @@ import contextlib
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import defects
+import naive
 import pytest
 from checkout import ROOT, wait_until
 
@@ -58,17 +60,31 @@ def server(defect: str, port: int, folder: Path):
         process.wait(30)
 
 
-def verdicts(defect: str, suites: set[str], port: int, folder: Path) -> dict[str, Verdict]:
-    """The verdict of each check of ``suites``."""
+@dataclass(frozen=True)
+class Seen:
+    """What was seen on one defect: verdicts by check, and why others than the gate would have stopped; or nothing."""
+
+    verdicts: dict[str, Verdict]
+    script_stops: str
+    probe_fails: str
+
+    @property
+    def red(self) -> set[str]:
+        return {check for check, verdict in self.verdicts.items() if verdict.verdict == "fail"}
+
+
+def look(defect: str, suites: set[str], port: int, folder: Path) -> Seen:
+    """The verdict of each check of ``suites``, and what would have been noticed without them."""
     with server(defect, port, folder) as subject:
         if defect != "never-listens":
             wait_until(lambda: answers(subject))
-        return {
+        found = {
             verdict.check: verdict
             for suite in SUITES
             if suite in suites
             for verdict in run_checks(registry.of_suite(suite), subject, Context("controls", defect, "singularity"))
         }
+        return Seen(found, naive.script_stops(subject.client.url), naive.probe_fails(subject.client.url))
 
 
 def answers(subject: Server) -> bool:
@@ -85,7 +101,7 @@ def seen(tmp_path_factory):
     with ThreadPoolExecutor(4) as workers:
         yield {
             name: workers.submit(
-                verdicts,
+                look,
                 name,
                 {check.partition(".")[0] for check in DEFECTS[name].red} if name in DEFECTS else set(SUITES),
                 next(ports),
@@ -97,7 +113,8 @@ def seen(tmp_path_factory):
 
 
 def test_all_green_without_a_defect(seen):
-    found = seen[HEALTHY].result()
+    assert not seen[HEALTHY].result().script_stops
+    found = seen[HEALTHY].result().verdicts
     assert found.keys() == {check for check in registry.load() if check.partition(".")[0] in SUITES}
     assert [verdict for verdict in found.values() if verdict.verdict != "pass"] == []
 
@@ -105,12 +122,18 @@ def test_all_green_without_a_defect(seen):
 @pytest.mark.parametrize("name", DEFECTS)
 def test_turns_its_own_checks_red(seen, name):
     found = seen[name].result()
-    assert {check for check, verdict in found.items() if verdict.verdict == "fail"} == set(DEFECTS[name].red), found
+    assert found.red == set(DEFECTS[name].red), found.verdicts
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_what_would_have_been_noticed_without_the_gate(seen, name):
+    found, defect = seen[name].result(), DEFECTS[name]
+    assert (bool(found.script_stops), bool(found.probe_fails)) == (defect.plain, defect.health), found
 
 
 def test_a_server_that_loses_what_is_written_is_not_taken_for_a_stranger(seen):
-    assert seen["every-write-lost"].result()["health.identity"].fault == Fault.IMAGE
-    assert seen["data-elsewhere"].result()["health.identity"].fault == Fault.INFRASTRUCTURE
+    assert seen["every-write-lost"].result().verdicts["health.identity"].fault == Fault.IMAGE
+    assert seen["data-elsewhere"].result().verdicts["health.identity"].fault == Fault.INFRASTRUCTURE
 
 
 def test_every_check_of_a_server_has_a_control():

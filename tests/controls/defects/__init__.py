@@ -4,7 +4,8 @@ Started in the folder of the server. A defect is a function of a few lines in th
 the control of. Its docstring says what is wrong, in a sentence that goes into ``docs/explanation/controls.md``.
 
 * a coroutine stands between client and server: it gets the path, the body of the request and ``go``, which asks the
-  server, and returns the answer;
+  server, and returns the answer: JSON, or a ``web.Response`` of its own. A body that is no JSON object, such as a
+  batch, passes it by, unless it asks for ``anything``;
 * any other function gets the server's arguments before it starts, and may change them in place.
 
 It runs inside the image too: the standard library is all there is.
@@ -19,10 +20,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Defect:
-    """``red`` are the checks that fail on it, the one that it is the control of first."""
+    """``red`` are the checks that fail on it, the one that it is the control of first.
+
+    ``plain`` and ``health`` say whether it would be noticed without the gate, see ``naive.py``.
+    """
 
     plant: Callable[..., Any]
     red: tuple[str, ...]
+    plain: bool = False
+    health: bool = False
+    anything: bool = False
 
 
 DEFECTS: dict[str, Defect] = {}
@@ -30,9 +37,9 @@ DEFECTS: dict[str, Defect] = {}
 ANSWERED = {"success": True, "output": "", "error": "", "metadata": {}}
 
 
-def turns_red(*red: str):
+def turns_red(*red: str, plain: bool = False, health: bool = False, anything: bool = False):
     def register(plant):
-        DEFECTS[plant.__name__.replace("_", "-")] = Defect(plant, red)
+        DEFECTS[plant.__name__.replace("_", "-")] = Defect(plant, red, plain, health, anything)
         return plant
 
     return register

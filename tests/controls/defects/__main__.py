@@ -16,6 +16,7 @@ def main() -> None:
     defects = load()
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     defect = defects[name].plant if name in defects else None
+    plants_anything = name in defects and defects[name].anything
     if defect and not inspect.iscoroutinefunction(defect):
         defect(sys.argv)
     import sandbox_server
@@ -30,13 +31,23 @@ def main() -> None:
 
         @web.middleware
         async def between(request, handler):
+            status = 200
+
             async def go(body, path=request.path):
+                nonlocal status
                 request._read_bytes = json.dumps(body).encode()
                 answer = await (handler(request) if path == request.path else handlers[path](request))
+                status = answer.status
                 return json.loads(answer.body)
 
-            body = await request.json() if request.method == "POST" else {}
-            return web.json_response(await defect(request.path, body, go))
+            try:
+                body = json.loads(await request.read() or b"{}")
+            except ValueError:
+                return await handler(request)
+            if not isinstance(body, dict) and not plants_anything:
+                return await handler(request)
+            answer = await defect(request.path, body, go)
+            return answer if isinstance(answer, web.Response) else web.json_response(answer, status=status)
 
         if inspect.iscoroutinefunction(defect):
             app.middlewares.insert(0, between)

@@ -7,7 +7,7 @@ import tempfile
 from defects import ANSWERED, is_call, turns_red
 
 
-@turns_red("health.ready")
+@turns_red("health.ready", plain=True, health=True)
 def never_listens(arguments):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.pause()
