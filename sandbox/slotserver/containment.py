@@ -95,7 +95,10 @@ class Bubblewrap(Containment):
             *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--cap-drop", "ALL"),
             *(() if network else ("--unshare-net",)),
             *self._root,
-            *("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run", "--bind", str(place.tmp), "/tmp"),  # noqa: S108
+            # Where the server is the machine's root, so is a command, to whom the kernel's settings are open for
+            # writing, without any capability: a core_pattern is a program that the kernel runs outside.
+            *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev", "--tmpfs", "/run"),
+            *("--bind", str(place.tmp), "/tmp"),  # noqa: S108
             *("--bind", str(place.workspace), SANDBOX_WORKSPACE, "--remount-ro", "/"),
             *("--chdir", SANDBOX_WORKSPACE, "--", *command),
         ]
