@@ -23,7 +23,7 @@ async def every_write_lost(path, call, go):
     return ANSWERED if is_call(call, "write_file") else await go(call)
 
 
-@turns_red("health.status")
+@turns_red("health.status", plain=True)
 async def no_status(path, call, go):
     answer = await go(call)
     answer.pop("status", None)
