@@ -23,6 +23,9 @@ DEAD_ENGINE = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 """The environment of a machine on which no Docker engine answers."""
 
 SINGULARITY = ("--config", "driver=singularity")
+FEW = "suites=health,bash,files"
+"""After ``--config``: for runs in which it does not matter what is checked."""
+
 GONE_S = 30.0
 """Seconds within which nothing of a run may be left, once it has ended or was killed."""
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pandas
 import pytest
-from checkout import DEAD_ENGINE, SINGULARITY, Checkout
+from checkout import DEAD_ENGINE, FEW, SINGULARITY, Checkout
 from junitparser import JUnitXml
 
 from sifproof.checks import registry
@@ -73,7 +73,7 @@ def test_each_driver_has_its_kind_of_port(accepted):
 
 def test_plain_snakemake_without_a_docker_engine_leaves_docker_out(accepted, checkout):
     before = checkout.reports()
-    outcome = checkout.snakemake("--cores", "4", **DEAD_ENGINE)
+    outcome = checkout.snakemake("--cores", "4", "--config", FEW, **DEAD_ENGINE)
     assert outcome.exit_code == 0, outcome
     assert "No Docker engine answers" in outcome.output
     assert {v["sandbox"] for v in outcome.verdicts if v["verdict"] == "pass"} == {"singularity"}
@@ -125,7 +125,7 @@ def test_an_image_is_converted_once_and_again_when_it_changes(tmp_path, images):
 
 def test_two_runs_side_by_side_do_not_disturb_each_other(tmp_path, images):
     started = [
-        Checkout(tmp_path / name, images=images).start("--cores", "2", *SINGULARITY, **DEAD_ENGINE)
+        Checkout(tmp_path / name, images=images).start("--cores", "2", *SINGULARITY, FEW, **DEAD_ENGINE)
         for name in ("one", "other")
     ]
     try:

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from checkout import DEAD_ENGINE, GONE_S, Checkout, descendants
+from checkout import DEAD_ENGINE, FEW, GONE_S, Checkout, descendants
 
 from sifproof.image.reference import build_reference_image
 from sifproof.report.write import REPORTS
@@ -60,7 +60,7 @@ def checkout(tmp_path_factory):
 
 
 def start(checkout, image):
-    return checkout.start("--config", "driver=singularity", f"image={image}", **DEAD_ENGINE)
+    return checkout.start("--config", "driver=singularity", FEW, f"image={image}", **DEAD_ENGINE)
 
 
 def scratch(pids):

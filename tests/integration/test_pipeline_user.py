@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 
 import pytest
-from checkout import DEAD_ENGINE, Checkout
+from checkout import DEAD_ENGINE, FEW, Checkout
 
 from sifproof import tools
 
@@ -92,10 +92,11 @@ def gate():
         may = os.access("/dev/fuse", os.R_OK | os.W_OK)
         assert may, "/dev/fuse is closed to ordinary users here: have root run `chmod 666 /dev/fuse`"
 
-    def run(path: str = ""):
+    def run(*suites: str, path: str = ""):
         started = checkout.start(
             "--config",
             "driver=singularity",
+            *suites,
             user=user,
             HOME=str(home / "tmp"),
             TMPDIR=str(home / "tmp"),
@@ -120,7 +121,7 @@ def test_an_ordinary_user_gets_a_verdict(gate):
 
 def test_a_process_that_survives_the_stop_is_found(gate):
     # Without control groups of its own, Nomad ends what is below the task, and not what has left it.
-    outcome = gate("leaves-behind")
+    outcome = gate(FEW, path="leaves-behind")
     assert outcome.exit_code == 1, outcome
     assert outcome.red() == {"teardown.processes"}
     assert "sleep 600" in outcome.output
