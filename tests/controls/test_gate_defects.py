@@ -69,7 +69,8 @@ def wrapped_path(tmp_path_factory) -> str:
 
 def run_with(checkout, sandboxes: dict[str, dict], **environment: str):
     """The outcome of a run of ``sandboxes``."""
-    (checkout.root / "planted.yaml").write_text(yaml.safe_dump({"sandboxes": sandboxes, "suites": ["health", "bash", "files"]}))
+    settings = {"sandboxes": sandboxes, "suites": ["health", "bash", "files"]}
+    (checkout.root / "planted.yaml").write_text(yaml.safe_dump(settings))
     return checkout.gate("--configfile", "planted.yaml", **DEAD_ENGINE, **environment)
 
 
