@@ -17,6 +17,7 @@ from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
 from sifproof.nomad import job
 from sifproof.nomad import submit as submission
+from sifproof.nomad.client import Client
 from sifproof.nomad.static_port import pick_static_port
 from sifproof.nomad.userns import needs_userns
 from sifproof.records import PlannedSandbox, write_atomically
@@ -39,7 +40,11 @@ def render_job(
     sif = str(Path(stages.read(image, Provenance).sif).resolve())
     # Two jobs of a run that are rendered at once must not pick the same port.
     with _alone(output.parent):
-        port = sandbox.port if isinstance(sandbox.port, int) else _free_port(settings, cluster, sandbox, output.parent)
+        if isinstance(sandbox.port, int):
+            port = sandbox.port
+        else:
+            with cluster.connect(settings.nomad) as client:
+                port = free_port(client, settings, sandbox, output.parent)
         write_atomically(output, job.render(_job(run, planned, settings, cluster, name=sif, port=port)))
 
 
@@ -84,7 +89,11 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _free_port(settings: config.Settings, cluster: Cluster, sandbox: config.Sandbox, jobs: Path) -> int:
+def free_port(client: Client, settings: config.Settings, sandbox: config.Sandbox, jobs: Path) -> int:
+    """A static port for ``sandbox`` that neither Nomad, nor the config, nor a job rendered in ``jobs`` has.
+
+    Raises :class:`~sifproof.errors.SifproofError` where there is none.
+    """
     configured = {s.port for s in settings.selected().values() if isinstance(s.port, int)}
     rendered = {
         port["Value"]
@@ -93,8 +102,7 @@ def _free_port(settings: config.Settings, cluster: Cluster, sandbox: config.Sand
         for network in group["Networks"]
         for port in network.get("ReservedPorts", [])
     }
-    with cluster.connect(settings.nomad) as client:
-        return pick_static_port(client, sandbox.datacenter, configured | rendered)
+    return pick_static_port(client, sandbox.datacenter, configured | rendered)
 
 
 def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, job_file: str) -> Endpoints:

@@ -1,1 +1,286 @@
-"""What breaks is mended or reported, never hidden."""
+"""What goes wrong on nodes goes wrong here: on a twin of the sandbox, which nobody uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+
+from sifproof.checks.health import ready
+from sifproof.checks.persistence import Kept, lost, write_files
+from sifproof.checks.registry import Finding, NotMeasured, check, expect, measured
+from sifproof.checks.server import Server, nonce
+from sifproof.checks.suite import server_of
+from sifproof.deploy import free_port
+from sifproof.errors import SifproofError
+from sifproof.nomad import signals, twin
+from sifproof.nomad.allocations import parse_allocation
+from sifproof.nomad.client import NotFoundError
+from sifproof.nomad.probe import ProbeError
+from sifproof.nomad.restart import last_start_ns, wait_started_again
+from sifproof.nomad.submit import wait_for_allocations
+from sifproof.sandbox.client import SandboxClient, ServerError
+
+_ANSWERS_S = 1.0
+"""How long a stopped server is waited for."""
+
+_WORKS_S = 10.0
+"""How long a command may take that does nothing."""
+
+_TAKEN_S = 20.0
+"""How long a server may take to find that its port is taken."""
+
+_MIB = 1 << 20
+
+
+def _start(server: Server, job: dict[str, object]) -> Server:
+    """The server of the twin ``job``, ready; it ends with the suite."""
+    placed = server.placed
+    try:
+        allocation = server.keep.enter_context(twin.running(placed.nomad, job, placed.settings.nomad.placed_within_s))
+        there = server_of(dataclasses.replace(placed, allocation=allocation, job=job))
+        there.keep = server.keep
+        answered = ready(there)
+    except SifproofError as error:
+        raise NotMeasured(f"a second sandbox of this kind, to be harmed, did not start: {error}") from None
+    if not answered.passed:
+        raise NotMeasured(f"a second sandbox of this kind, to be harmed, did not answer: {answered.saw}")
+    return there
+
+
+def _twin(server: Server) -> Server:
+    """The twin that is killed and stopped."""
+    placed = server.placed
+    return server.share("twin", lambda: _start(server, twin.create_twin(placed.job, node_id=placed.allocation.node_id)))
+
+
+def _port_inside(server: Server) -> int:
+    """The port that the server listens on, as its container sees it."""
+    for port in server.placed.job["Job"]["TaskGroups"][0]["Networks"][0].get("DynamicPorts", []):
+        if port.get("To"):
+            return int(port["To"])
+    return server.placed.allocation.port
+
+
+@dataclasses.dataclass(frozen=True)
+class Killed:
+    """What was written before the server was killed, and whether it answered afterwards."""
+
+    server: Server
+    files: list[Kept]
+    answered: Finding
+
+
+def _kill(server: Server) -> Killed:
+    there = _twin(server)
+    placed = there.placed
+    before = last_start_ns(parse_allocation(placed.nomad.get("allocation", placed.allocation.id)))
+    files = write_files(there)
+    begin = time.monotonic()
+    try:
+        killed = signals.kill_server(placed.node, placed.allocation.id, _port_inside(there))
+    except ProbeError as error:
+        raise NotMeasured(f"the server could not be killed: {error}") from None
+    if not killed:
+        raise NotMeasured("the server's process could not be found on the node by the user of its Nomad client")
+    after = wait_started_again(placed.nomad, placed.allocation.id, before, there.ready_within_s)
+    answered = ready(there)
+    seconds = time.monotonic() - begin
+    if (after.address, after.port) != (placed.allocation.address, placed.allocation.port):
+        answered = expect(False, f"it was at {placed.allocation.url}, Nomad now says {after.url}")
+    elif answered.passed:
+        answered = measured(seconds, f"{seconds:.2f} s after the order to kill it `/health` answered at {after.url}")
+    return Killed(there, files, answered)
+
+
+@check(
+    "resilience.killed",
+    "A server whose process is killed (SIGKILL) is started again by Nomad, and answers at the same endpoint within "
+    "`nomad.ready_within_s`.",
+    why="The kernel kills what uses too much memory; a shell or a lock file in the way keeps it down until someone "
+    "looks.",
+    todo="See that nothing around the server outlives it, and that it starts where it did not end well before.",
+    waits_s=1.25 * twin.RESTART_DELAY_S,
+    unit="s",
+    once=True,
+)
+def killed(server: Server) -> Finding:
+    return server.share("killed", lambda: _kill(server)).answered
+
+
+@check(
+    "resilience.killed-data",
+    "What was written before the server was killed is there after it was started again.",
+    why="Work that was answered with success is not lost by a crash.",
+    todo="Look for writes that stay in the server's memory, and for a server that empties its directories at the "
+    "start.",
+    once=True,
+)
+def killed_data(server: Server) -> Finding:
+    try:
+        after = server.share("killed", lambda: _kill(server))
+    except SifproofError as error:
+        raise NotMeasured(f"the server did not come back: {error}") from None
+    if not after.answered.passed:
+        raise NotMeasured(f"the server did not come back: {after.answered.saw}")
+    wrong = lost(after.server, after.files)
+    return expect(not wrong, "; ".join(wrong) or f"{len(after.files)} files as they were written")
+
+
+@check(
+    "resilience.stopped",
+    "While the server's process hangs (SIGSTOP), `/health` does not answer; while another process of the server "
+    "hangs, `/health` does not say that all is well unless commands work; afterwards it serves on.",
+    why="Schedulers ask `/health` alone: one that answers for a server that hangs sends agents into it.",
+    todo="Answer `/health` from the process that does the work, or have it ask that process.",
+    waits_s=_ANSWERS_S,
+    once=True,
+)
+def stopped(server: Server) -> Finding:
+    there = _twin(server)
+    placed = there.placed
+    probe = SandboxClient(there.client.url, timeout_s=_ANSWERS_S, grace_s=0)
+    place = (placed.node, placed.allocation.id, _port_inside(there))
+    try:
+        with signals.stopped(*place, "listening") as found:
+            if not found.stopped:
+                raise NotMeasured("the server's process could not be found by the user of the node's Nomad client")
+            health = _says(probe)
+            saw = f"with the {len(found.stopped)} that listen on its port stopped: {health}"
+            if not isinstance(health, ServerError):
+                return expect(False, saw)
+        if found.others:
+            with signals.stopped(*place, "others") as found:
+                health = _says(probe)
+                saw += f"; with its {len(found.stopped)} other processes stopped: {health}"
+                if not isinstance(health, ServerError) and (unable := _unable(there)):
+                    return expect(False, f"{saw}, and a command: {unable}")
+    except ProbeError as error:
+        raise NotMeasured(f"the server could not be stopped: {error}") from None
+    answered = ready(there)
+    unable = _unable(there)
+    return expect(answered.passed and not unable, f"{saw}; afterwards {unable or 'a command works'}")
+
+
+def _says(probe: SandboxClient) -> dict[str, object] | ServerError:
+    try:
+        return probe.health()
+    except ServerError as error:
+        return error
+
+
+def _unable(there: Server) -> str:
+    """Why a command does not work; empty where it does."""
+    word = nonce()
+    try:
+        result = SandboxClient(there.client.url, timeout_s=_WORKS_S, grace_s=0).bash(there.slot(), f"echo {word}")
+    except ServerError as error:
+        return str(error)
+    return "" if result.output.strip() == word else str(result)
+
+
+@check(
+    "resilience.port-taken",
+    "Where another process holds its static port, the server ends and says that the address is in use.",
+    why="A server that starts all the same shares its agents with a stranger; one that hangs looks like a slow start.",
+    todo="Let the server end with the error of its bind; don't set SO_REUSEPORT.",
+    drivers=("singularity",),
+    once=True,
+)
+def port_taken(server: Server) -> Finding:
+    placed = server.placed
+    nomad, node_id = placed.nomad, placed.allocation.node_id
+    port = free_port(nomad, placed.settings, placed.sandbox, placed.image.parent.parent / "jobs")
+    # A server that Nomad knows of, on a port of which it does not.
+    stranger = twin.create_twin(placed.job, node_id=node_id, restarts=False)
+    twin.listen_on(stranger, port)
+    job = twin.create_twin(placed.job, node_id=node_id, restarts=False, port=port)
+    within_s = placed.settings.nomad.placed_within_s
+    try:
+        holder = server.keep.enter_context(twin.running(nomad, stranger, within_s))
+        holding = server_of(
+            dataclasses.replace(placed, job=stranger, allocation=holder.model_copy(update={"port": port}))
+        )
+        answered = ready(holding)
+    except SifproofError as error:
+        raise NotMeasured(f"a server to hold the port did not start: {error}") from None
+    if not answered.passed:
+        raise NotMeasured(f"a server to hold the port did not answer: {answered.saw}")
+    # Not `running`, which stops it: it is to end by itself, and what it said is read first.
+    nomad.register(job)
+    server.keep.callback(nomad.deregister, job["Job"]["ID"], purge=True)
+    try:
+        (allocation,) = wait_for_allocations(nomad, job["Job"]["ID"], 1, within_s)
+        there = server_of(dataclasses.replace(placed, job=job, allocation=allocation))
+        return expect(False, _beside(there))
+    except SifproofError as error:
+        text = str(error)
+        told = "in use" in text.lower() or "EADDRINUSE" in text or "already allocated" in text
+        return expect(told, f"port {port} taken: {text}")
+
+
+def _beside(there: Server) -> str:
+    """What a server does that did not end though its port is taken; raises :class:`SifproofError` when it ends."""
+    nomad, allocation = there.placed.nomad, there.placed.allocation
+    end = time.monotonic() + min(_TAKEN_S, there.ready_within_s)
+    index = 0
+    while time.monotonic() < end:
+        _, index = nomad.wait_for_change("allocation", allocation.id, index=index, wait_s=0.3)
+        there.ask_nomad()
+        # Of two that listen on one port, the kernel picks one for each connection.
+        name = f".{nonce()}"
+        try:
+            SandboxClient(there.client.url).write_file(there.slot(), name, name)
+            there.read_allocation_file(f"{there.slot()}/{name}")
+        except NotFoundError:
+            continue
+        except ServerError as error:
+            return f"the server that held the port does not answer any more: {error}"
+        return "the server listens on the port beside the one that holds it, and gets part of what is sent to it"
+    return f"the server neither listens nor ends within {min(_TAKEN_S, there.ready_within_s):g} s"
+
+
+@check(
+    "resilience.disk-full",
+    "On a full disk, `write_file` and `bash` fail and say so, in every slot, `/health` answers, and when space is "
+    "freed writing works again.",
+    why="A write that is answered with success and lost is found out when the work is gone.",
+    todo="Look for errors of write, fsync and close that the server drops.",
+    once=True,
+)
+def disk_full(server: Server) -> Finding:
+    placed = server.placed
+    job = twin.create_twin(placed.job, node_id=placed.allocation.node_id)
+    twin.give_small_disk(job)
+    there = _start(server, job)
+    word, fill, other = nonce(), nonce(), min(1, server.slots - 1)
+    kept = there.write(word, word)
+    space = there.bash("df -Pk . | awk 'END { print $4 }'")
+    if not space.output.strip().isdigit():
+        raise NotMeasured(f"`df` in the sandbox does not tell how large its disk is: {space}")
+    free = int(space.output) << 10
+    if free > 512 * _MIB:
+        raise NotMeasured(f"the small file system of the node has {free // _MIB} MiB free: too large to be filled")
+    full = there.bash(f"dd if=/dev/zero of={fill} bs=65536 count={free // 65536 + 64}", timeout_s=120)
+    # To the last byte: what a page or a block still holds would be a write that works.
+    there.bash(f"while echo {word} >> {fill}; do :; done 2>/dev/null", timeout_s=120)
+    wrong = [f"filling it by bash: {full}"] if full.success or not full.exit_code else []
+    for slot in (0, other):
+        written = there.write(fill, word * 1000, slot=slot) if slot == other else there.write(f"{fill}.w", word * 1000)
+        if written.success or not written.error:
+            wrong.append(f"write_file in slot {slot}: {written}")
+        ran = there.bash(f"echo {shlex.quote(word * 1000)} > {fill}.b", slot=slot)
+        if ran.success or not ran.exit_code:
+            wrong.append(f"bash in slot {slot}: {ran}")
+    there.client.health()
+    before = there.read(word)
+    there.bash(f"rm -f {fill} {fill}.*")
+    there.bash(f"rm -f {fill} {fill}.*", slot=other)
+    again = there.write(fill, word)
+    seen = there.bash(f"cat {fill}")
+    if not kept.success or before.output != word:
+        wrong.append(f"a file from before it was full: {before}")
+    if not again.success or seen.output.strip() != word:
+        wrong.append(f"after space was freed, wrote: {again}; read: {seen}")
+    saw = f"{free // _MIB} MiB filled: {full.error}; {written.error}; {ran.error}"
+    return expect(not wrong, "; ".join(wrong) or saw)

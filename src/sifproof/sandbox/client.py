@@ -66,9 +66,10 @@ class SandboxClient:
     A tool that fails is an answer, not an error: look at :attr:`Result.success`.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 30.0, grace_s: float = _GRACE_S) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
+        self._grace_s = grace_s
         # requests.Session is not documented as thread-safe.
         self._local = threading.local()
 
@@ -85,7 +86,7 @@ class SandboxClient:
         self, method: str, path: str, body: object = None, *, raw: bytes | None = None, timeout_s: float | None = None
     ) -> tuple[int, bytes]:
         """Status and body of any answer; ``raw`` is sent as it is, ``body`` as JSON."""
-        deadline = time.monotonic() + (timeout_s or self.timeout_s) + _GRACE_S
+        deadline = time.monotonic() + (timeout_s or self.timeout_s) + self._grace_s
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         try:
             with self._session().request(
@@ -93,7 +94,7 @@ class SandboxClient:
                 self.url + path,
                 data=data,
                 headers={"Content-Type": "application/json"} if data is not None else {},
-                timeout=(_CONNECT_TIMEOUT_S, (timeout_s or self.timeout_s) + _GRACE_S),
+                timeout=(_CONNECT_TIMEOUT_S, (timeout_s or self.timeout_s) + self._grace_s),
                 allow_redirects=False,
                 stream=True,
             ) as response:

@@ -1,0 +1,72 @@
+"""Signals to the processes of an allocation's server, on its node, from a script that runs there.
+
+They are found as the kernel knows them: by ``NOMAD_ALLOC_ID`` in their environment, which every job of a sandbox gives
+its server, and by the socket that they listen on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+from sifproof.nomad.job import validate_id
+from sifproof.nomad.probe import Node
+
+Who = Literal["listening", "others"]
+"""Those that listen on the server's port; or the container's other processes, but for its first."""
+
+_FIND = """\
+listening= others=
+depth=$(awk '$1 == "NSpid:" {{ print NF }}' /proc/self/status)
+for file in $(grep -l NOMAD_ALLOC_ID={allocation} /proc/[0-9]*/environ 2>/dev/null); do
+  process=${{file%/environ}} found=
+  for socket in $(awk '$4 == "0A" && $2 ~ /:{port:04X}$/ {{ print $10 }}' \
+      "$process/net/tcp" "$process/net/tcp6" 2>/dev/null); do
+    if ls -l "$process/fd" 2>/dev/null | grep -q "socket:\\[$socket\\]"; then found=1; fi
+  done
+  if [ "$found" ]; then listening="$listening ${{process#/proc/}}"; continue; fi
+  if awk '$1 == "NSpid:" {{ exit !(NF > '"${{depth:-99}}"' && $NF > 1) }}' "$process/status" 2>/dev/null; then
+    others="$others ${{process#/proc/}}"
+  fi
+done
+"""
+_READY = "signalled"
+
+
+def _find(allocation: str, port: int) -> str:
+    return _FIND.format(allocation=validate_id(allocation, "allocation id"), port=port)
+
+
+def kill_server(node: Node, allocation: str, port: int) -> list[int]:
+    """Send SIGKILL to the processes of ``allocation`` that listen on ``port``, as the container sees it.
+
+    Their process ids; none where the node's user can't see them. Raises
+    :class:`~sifproof.nomad.probe.ProbeError` where the node can't be reached or runs no scripts.
+    """
+    script = _find(allocation, port) + '[ -z "$listening" ] || kill -KILL $listening\necho $listening'
+    return [int(word) for word in node.run(script).split()]
+
+
+class Found(NamedTuple):
+    """Process ids of an allocation's server."""
+
+    stopped: list[int]
+    others: int
+    """How many processes of the other kind there are."""
+
+
+@contextmanager
+def stopped(node: Node, allocation: str, port: int, who: Who) -> Iterator[Found]:
+    """Processes of ``allocation`` stopped by SIGSTOP until the block ends; errors are those of :func:`kill_server`."""
+    rest = "others" if who == "listening" else "listening"
+    script = (
+        f"trap 'kill -CONT ${who} 2>/dev/null; exit 0' TERM\n"
+        + _find(allocation, port)
+        + f'[ -z "${who}" ] || kill -STOP ${who}\necho ${who}\nset -- ${rest}\necho $#\necho {_READY}\n'
+        # A shell runs its trap when the command that it waits for has ended, or at once in `wait`.
+        f"sleep 60 & wait\nkill -CONT ${who} 2>/dev/null"
+    )
+    with node.hold(script, ready=_READY) as said:
+        pids, others = said.splitlines()
+        yield Found([int(word) for word in pids.split()], int(others))

@@ -1,0 +1,125 @@
+"""A twin of a sandbox: the same job once more, for what would harm the sandbox itself.
+
+It has the same image, command and resources, a port of its own, and an id that begins with the sandbox's: whatever
+ends the run's jobs ends it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sifproof.errors import Fault, SifproofError
+from sifproof.nomad.allocations import Allocation
+from sifproof.nomad.client import Client
+from sifproof.nomad.job import PORT_LABEL, quote
+from sifproof.nomad.submit import wait_for_allocations
+
+RESTART_DELAY_S = 0.2
+"""Before Nomad starts a twin again whose server has ended; it adds up to a quarter."""
+
+_RESTARTS = {
+    "Attempts": 2,
+    "Delay": int(RESTART_DELAY_S * 1e9),
+    "Interval": 600_000_000_000,
+    "Mode": "fail",
+}
+_DISK_MIB = 32
+_DATA_BIND = '--bind "$NOMAD_ALLOC_DIR/data:/data"'
+_LIFETIME = "timeout --foreground"
+_CONTAINED = "--containall --no-eval"
+_USERNS = "--userns"
+_WORKDIR = '--workdir "$NOMAD_ALLOC_DIR/tmp"'
+
+
+def create_twin(
+    job: Mapping[str, Any], *, node_id: str = "", datacenter: str = "", restarts: bool = True, port: int | None = None
+) -> dict[str, Any]:
+    """A job like ``job`` under another id, with one allocation.
+
+    ``node_id`` or ``datacenter`` say where it is placed. ``restarts``: Nomad starts it again when its server ends,
+    which it does not do for a sandbox under test. ``port`` is the static port it reserves; without one Nomad picks it.
+    """
+    twin: dict[str, Any] = {"Job": copy.deepcopy(dict(job["Job"]))}
+    body = twin["Job"]
+    body["ID"] = body["Name"] = f"{body['ID']}-twin-{secrets.token_hex(4)}"
+    if datacenter:
+        body["Datacenters"], body["Constraints"] = [datacenter], []
+    else:
+        body["Constraints"] = [
+            *body.get("Constraints", []),
+            {"LTarget": "${node.unique.id}", "Operand": "=", "RTarget": node_id},
+        ]
+    group = body["TaskGroups"][0]
+    group["Count"] = 1
+    if restarts:
+        group["RestartPolicy"] = dict(_RESTARTS)
+    if port is not None:
+        group["Networks"] = [{"ReservedPorts": [{"Label": PORT_LABEL, "Value": port}]}]
+    elif _task(twin)["Driver"] == "raw_exec":
+        group["Networks"] = [{"DynamicPorts": [{"Label": PORT_LABEL}]}]
+    return twin
+
+
+def give_small_disk(job: Mapping[str, Any]) -> None:
+    """Put the data of ``job`` on a file system in memory that is soon full.
+
+    Docker makes one itself. Under Apptainer the task makes it in a mount namespace of its own, which needs no rights
+    but to user namespaces; without these Apptainer is installed set-uid, and its scratch folders are small.
+    """
+    task = _task(job)
+    if task["Driver"] == "docker":
+        options = [{"size": _DISK_MIB << 20}]
+        task["Config"]["mount"] = [{"type": "tmpfs", "target": "/alloc/data", "tmpfs_options": options}]
+    else:
+        line = task["Config"]["args"][-1]
+        mount = f'mount -t tmpfs -o size={_DISK_MIB}m tmpfs "$0" && exec "$@"'
+        own = _replaced(line, _LIFETIME, f'unshare -Urm sh -c {quote(mount)} "$NOMAD_ALLOC_DIR/data" {_LIFETIME}')
+        if _USERNS not in own:
+            own = _replaced(own, _CONTAINED, f"{_CONTAINED} {_USERNS}")
+        # With --workdir a scratch folder would lie in that, on the node's disk.
+        scratch = _replaced(_replaced(line, _DATA_BIND, "--scratch /data"), _WORKDIR, "")
+        task["Config"]["args"][-1] = f"if unshare -Urm true 2>/dev/null; then\n{own}\nelse\n{scratch}\nfi"
+    # What lies in it counts as memory of the task.
+    task["Resources"]["MemoryMB"] += 128
+
+
+def listen_on(job: Mapping[str, Any], port: int) -> None:
+    """Let the server of ``job``, a singularity one, listen on ``port``, of which Nomad does not know."""
+    words = _task(job)["Config"]["args"]
+    words[-1] = _replaced(words[-1], f'--port "$NOMAD_PORT_{PORT_LABEL}"', f"--port {port}")
+
+
+def _task(job: Mapping[str, Any]) -> dict[str, Any]:
+    task: dict[str, Any] = job["Job"]["TaskGroups"][0]["Tasks"][0]
+    return task
+
+
+def _replaced(line: str, old: str, new: str) -> str:
+    if old not in line:
+        raise SifproofError(
+            "The job of the sandbox is not as sifproof renders it",
+            why=f"its shell line has no {old}",
+            todo="please report it, with the rendered job",
+            fault=Fault.INCOMPLETE,
+        )
+    return line.replace(old, new, 1)
+
+
+@contextlib.contextmanager
+def running(client: Client, job: Mapping[str, Any], deadline_s: float) -> Iterator[Allocation]:
+    """The allocation of ``job``, which is submitted, and stopped and purged at the end.
+
+    Raises :class:`SifproofError` where it can't be placed or its task does not start.
+    """
+    job_id = job["Job"]["ID"]
+    client.register(job)
+    try:
+        yield wait_for_allocations(client, job_id, 1, deadline_s)[0]
+    finally:
+        # What can't be told now is told when the run ends: the id begins with the run's.
+        with contextlib.suppress(SifproofError):
+            client.deregister(job_id, purge=True)
