@@ -1,4 +1,4 @@
-"""Reading manifests and configs straight from OCI layouts and archives: no tool, and no layer is unpacked.
+"""Reading manifests, configs and layers straight from OCI layouts and archives: no tool, and nothing is unpacked.
 
 Docker archives are what `docker save` writes (a ``manifest.json`` that lists images); OCI layouts follow the OCI image
 layout specification (an ``index.json``, which may point to further indexes, one entry per platform).
@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from sifproof.errors import Fault, SifproofError
 from sifproof.image.source import Kind, Source
+from sifproof.image.tree import Listing, merge
 
 _REFERENCE_NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 # Manifests and configs are some kilobytes; a blob beyond this is none.
 _JSON_LIMIT = 16 * 1024 * 1024
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 class Manifest(NamedTuple):
@@ -34,6 +38,8 @@ class Manifest(NamedTuple):
     """Among the images of a Docker archive, from 0; 0 in others."""
     only: bool
     """Whether it is the only image there, and needs no reference to be found."""
+    layers: tuple[str, ...]
+    """Names of the layers' files there, lowest first."""
 
 
 def read(source: Source, architecture: str) -> Manifest:
@@ -42,11 +48,46 @@ def read(source: Source, architecture: str) -> Manifest:
     Raises:
         SifproofError: (configuration) the archive can't be read, is none, or does not hold that image.
     """
+    with _judged(source), _open(source) as files:
+        return _read(source, files, architecture)
+
+
+def read_listing(source: Source, architecture: str) -> Listing:
+    """Config and files of the image that ``source`` names, as :func:`read` finds it; reads every layer once.
+
+    Raises:
+        SifproofError: (configuration) as :func:`read`, or a layer can't be read.
+        CompressionError: a layer is compressed with zstd, which this Python does not know.
+    """
+    with _judged(source), _open(source) as files:
+        image = _read(source, files, architecture)
+        return Listing(json.loads(image.config), merge(_layers(files, image.layers)))
+
+
+class CompressionError(Exception):
+    """A layer is compressed in a way that can't be read here."""
+
+
+def _layers(files: _Files, names: Iterable[str]) -> Iterator[IO[bytes]]:
+    for name in names:
+        with files.open(name) as stream:
+            if stream.read(len(_ZSTD)) == _ZSTD:
+                raise CompressionError(name)
+            stream.seek(0)
+            yield stream
+
+
+def _read(source: Source, files: _Files, architecture: str) -> Manifest:
+    if source.kind is Kind.DOCKER_ARCHIVE:
+        return _docker_image(source, files)
+    return _oci_image(source, files, architecture)
+
+
+@contextmanager
+def _judged(source: Source) -> Iterator[None]:
+    """Whatever can be wrong with an archive, as the error of a configuration that names it."""
     try:
-        with _open(source) as files:
-            if source.kind is Kind.DOCKER_ARCHIVE:
-                return _docker_image(source, files)
-            return _oci_image(source, files, architecture)
+        yield
     except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         missing = isinstance(error, KeyError)
         raise SifproofError(
@@ -70,6 +111,7 @@ class _Files(Protocol):
     def __exit__(self, *_: object) -> None: ...
     def read(self, name: str) -> bytes: ...
     def size(self, name: str) -> int: ...
+    def open(self, name: str) -> IO[bytes]: ...
 
 
 class _Directory:
@@ -82,12 +124,15 @@ class _Directory:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def read(self, name: str) -> bytes:
+    def open(self, name: str) -> IO[bytes]:
         try:
-            with (self.path / name).open("rb") as stream:
-                return stream.read(_JSON_LIMIT)
+            return (self.path / name).open("rb")
         except FileNotFoundError:
             raise KeyError(name) from None
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as stream:
+            return stream.read(_JSON_LIMIT)
 
     def size(self, name: str) -> int:
         try:
@@ -107,11 +152,14 @@ class _Tar:
     def __exit__(self, *_: object) -> None:
         self.tar.close()
 
-    def read(self, name: str) -> bytes:
+    def open(self, name: str) -> IO[bytes]:
         stream = self.tar.extractfile(self.members[name])
         if stream is None:
             raise KeyError(name)
-        return stream.read(_JSON_LIMIT)
+        return stream
+
+    def read(self, name: str) -> bytes:
+        return self.open(name).read(_JSON_LIMIT)
 
     def size(self, name: str) -> int:
         return self.members[name].size
@@ -124,7 +172,7 @@ def _open(source: Source) -> _Files:
 def _reason(path: Path, error: Exception) -> str:
     if path.is_file():
         with path.open("rb") as stream:
-            if stream.read(4) == b"\x28\xb5\x2f\xfd":
+            if stream.read(len(_ZSTD)) == _ZSTD:
                 return "it is compressed with zstd; unpack it with `zstd -d` first"
     if isinstance(error, tarfile.ReadError) and "unexpected end" not in str(error):
         return "it is no tar archive"
@@ -148,6 +196,7 @@ def _docker_image(source: Source, files: _Files) -> Manifest:
         raw_layers=True,
         position=images.index(image),
         only=len(images) == 1,
+        layers=tuple(image["Layers"]),
     )
 
 
@@ -172,6 +221,7 @@ def _oci_image(source: Source, files: _Files, architecture: str) -> Manifest:
         raw_layers=all(layer["mediaType"].endswith(".tar") for layer in manifest["layers"]),
         position=0,
         only=only,
+        layers=tuple(_blob_name(layer["digest"]) for layer in manifest["layers"]),
     )
 
 

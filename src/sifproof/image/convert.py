@@ -28,7 +28,7 @@ import sifproof
 from sifproof import tools
 from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
-from sifproof.image import archive, process, scratch, sif
+from sifproof.image import archive, process, scratch, sif, tree
 from sifproof.image.digest import (
     SourceDigest,
     by_digest,
@@ -40,7 +40,7 @@ from sifproof.image.digest import (
 from sifproof.image.process import ToolFailure
 from sifproof.image.provenance import ConversionSettings, Provenance, SifStore
 from sifproof.image.scratch import Place
-from sifproof.image.source import Kind, Source, host_architecture, require_architecture, require_file
+from sifproof.image.source import Kind, Source, host_architecture, parse, require_architecture, require_file
 
 logger = logging.getLogger(__name__)
 
@@ -107,20 +107,24 @@ def convert(
             for leftover in scratch.sweep(p.path for p in rooms):
                 logger.info("Removed %s, left over from a conversion that was killed", leftover)
             found, defect = shelf.find(key)
+            conversion = _Conversion(source, identity, shelf, how, log, key)
             if found is not None:
                 logger.info("The SIF of %s is in the store: %s", source, shelf.sif(key))
+                if not shelf.tree(key).exists():
+                    conversion.list_again(rooms)
                 return found.model_copy(
                     update={
                         "source": str(source),
                         "manifest_digest": identity.manifest_digest,
                         "sif": str(shelf.sif(key)),
+                        "tree": str(listed) if (listed := shelf.tree(key)).exists() else "",
+                        "fallbacks": found.fallbacks + conversion.fallbacks,
                         "reused": True,
                     }
                 )
-            conversion = _Conversion(source, identity, shelf, how, log)
             if defect:
                 conversion.say(f"the SIF in the store was not used: {defect}")
-            made = conversion.in_the_best_of(rooms, key, versions)
+            made = conversion.in_the_best_of(rooms, versions)
             logger.info("Made %s of %s in %.1f s", made.sif, source, made.seconds["total"])
             return made
 
@@ -134,6 +138,7 @@ class _Conversion:
     shelf: SifStore
     settings: ConversionSettings
     log: Path
+    key: str
     fallbacks: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -142,7 +147,7 @@ class _Conversion:
         logger.warning("%s: %s", self.source, fallback)
         self.fallbacks.append(fallback)
 
-    def in_the_best_of(self, rooms: list[Place], key: str, versions: dict[str, str]) -> Provenance:
+    def in_the_best_of(self, rooms: list[Place], versions: dict[str, str]) -> Provenance:
         """Convert in the first of ``rooms`` that turns out to hold it."""
         need = need_bytes(self.source, self.identity)
         chosen = scratch.choose(rooms, need)
@@ -162,9 +167,10 @@ class _Conversion:
                     made = new / "image.sif"
                     reference, ours = self._layout(work)
                     self._build(made, reference, work)
+                    files = self._list(new / "tree.gz", reference, work)
                     if not ours:
                         require_unchanged(self.source, self.identity)
-                    return self._finish(made, place, key, versions, begin)
+                    return self._finish(made, files, place, versions, begin)
             except ToolFailure as failure:
                 if place is chosen[-1] or not _lacks_space(failure, in_memory=place.in_memory):
                     self._give_up(failure, place)
@@ -172,6 +178,44 @@ class _Conversion:
             except OSError as error:
                 raise SifproofError(f"Cannot convert {self.source} in {place}", why=str(error)) from error
         raise AssertionError("the last place returns or raises")
+
+    def list_again(self, rooms: list[Place]) -> None:
+        """List the files of the image of a SIF that has no such list."""
+        place = scratch.choose(rooms, need_bytes(self.source, self.identity))[0]
+        try:
+            with scratch.directory(place.path) as (work, _), scratch.directory(self.shelf.path) as (new, _):
+                reference, ours = self._layout(work)
+                files = self._list(new / "tree.gz", reference, work)
+                if not ours:
+                    require_unchanged(self.source, self.identity)
+                if files:
+                    files.replace(self.shelf.tree(self.key))
+        except ToolFailure as failure:
+            self.say(f"the files of the image were not listed: {failure.name} says: {failure.last_words}")
+
+    def _list(self, path: Path, reference: str, work: Path) -> Path | None:
+        """Write down which files the image holds: it is at hand now, and may not be when the SIF is compared."""
+        image = parse(reference)
+        if image.kind is Kind.REGISTRY:
+            self.say("the files of the image were not listed: there is no skopeo to fetch them with")
+            return None
+        begin = time.monotonic()
+        logger.info("%s: %s", self.source, _STEPS["list"])
+        try:
+            try:
+                listing = archive.read_listing(image, host_architecture())
+            except archive.CompressionError:
+                again = work / "gzip"
+                self._run("list", "skopeo", [*_SKOPEO_COPY, *_SKOPEO_GZIP, reference, f"oci:{again}:latest"])
+                listing = archive.read_listing(Source(kind=Kind.OCI, location=str(again)), host_architecture())
+            tree.save(path, listing)
+        # The SIF is none the worse; whoever wants to compare is told why he can't.
+        except (SifproofError, ToolFailure, OSError) as error:
+            why = error.last_words if isinstance(error, ToolFailure) else str(error)
+            self.say(f"the files of the image were not listed: {why}")
+            return None
+        self.seconds["list"] = round(time.monotonic() - begin, 3)
+        return path
 
     def _layout(self, work: Path) -> tuple[str, bool]:
         """Bring the image into a form that Apptainer reads fast.
@@ -256,7 +300,9 @@ class _Conversion:
         finally:
             self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - begin, 3)
 
-    def _finish(self, made: Path, place: Place, key: str, versions: dict[str, str], begin: float) -> Provenance:
+    def _finish(
+        self, made: Path, files: Path | None, place: Place, versions: dict[str, str], begin: float
+    ) -> Provenance:
         sif.read_header(made)
         hashing = time.monotonic()
         sha256 = file_digest(made)
@@ -267,8 +313,9 @@ class _Conversion:
             digest=self.identity.digest,
             manifest_digest=self.identity.manifest_digest,
             architecture=self.identity.architecture,
-            key=key,
-            sif=str(self.shelf.sif(key)),
+            key=self.key,
+            sif=str(self.shelf.sif(self.key)),
+            tree=str(self.shelf.tree(self.key)) if files else "",
             sha256=sha256,
             size_bytes=made.stat().st_size,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -280,7 +327,7 @@ class _Conversion:
             image=self.identity.config,
             labels=sif.read_labels(made),
         )
-        self.shelf.put(made, provenance)
+        self.shelf.put(made, provenance, files)
         return provenance
 
     def _give_up(self, failure: ToolFailure, place: Place) -> NoReturn:
@@ -315,10 +362,13 @@ def verdict_on(failure: ToolFailure, what: str, log: Path | None) -> SifproofErr
 # Unpacked that way, devices become empty files, and owners are not kept; neither is kept in a SIF that users run.
 _AS_ORDINARY_USER = ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
 _SKOPEO_COPY = ["--insecure-policy", "copy", "--dest-oci-accept-uncompressed-layers"]
+# For the list of files alone: Python can't read zstd.
+_SKOPEO_GZIP = ["--dest-compress", "--dest-compress-format", "gzip", "--dest-force-compress-format"]
 _STEPS = {
     "save": "taking the image out of the engine",
     "copy": "copying the layers",
     "build": "building the SIF",
+    "list": "listing the files of the image",
 }
 # Words in the output of a tool that the image can't be blamed for.
 _MACHINE_AT_FAULT = (

@@ -1,7 +1,8 @@
 """How a SIF is to be made, how it was made, and the store that keeps both together.
 
-The store is a directory: ``<key>.sif``, ``<key>.json`` (a :class:`Provenance`) beside it, and dot-directories for
-locks and for digests of files. The key names everything that decides what is in the SIF.
+The store is a directory: ``<key>.sif``, ``<key>.json`` (a :class:`Provenance`) and ``<key>.tree.gz`` (the files of the
+image, see :mod:`sifproof.image.tree`) beside it, and dot-directories for locks and for digests of files. The key names
+everything that decides what is in the SIF.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Provenance(BaseModel):
     sif: str = Field(description="path of the SIF")
     sha256: str = Field(description="of the SIF, in hex")
     size_bytes: int = Field(description="of the SIF")
+    tree: str = Field(default="", description="path of the list of the image's files; empty where there is none")
     created: str = Field(description="when it was converted, UTC, ISO 8601; empty where the source is a SIF")
     versions: dict[str, str] = Field(default_factory=dict, description="version of each tool that took part")
     arguments: list[str] = Field(default_factory=list, description="command lines that made it, in order")
@@ -85,6 +87,10 @@ class SifStore:
         """Path of its provenance."""
         return self.path / f"{key}.json"
 
+    def tree(self, key: str) -> Path:
+        """Path of the list of the files of the image that it is made of."""
+        return self.path / f"{key}.tree.gz"
+
     def lock(self, key: str) -> Path:
         """Path of the lock that whoever makes it holds."""
         return self.path / ".locks" / key
@@ -104,7 +110,12 @@ class SifStore:
             return None, "its content is not what was stored"
         return provenance, ""
 
-    def put(self, made: Path, provenance: Provenance) -> None:
-        """Move the SIF ``made``, which lies in the same file system, to its name, and write its provenance."""
+    def put(self, made: Path, provenance: Provenance, files: Path | None = None) -> None:
+        """Move the SIF ``made`` and the list of the image's ``files`` to their names, and write the provenance.
+
+        Both lie in the same file system.
+        """
+        if files:
+            files.replace(self.tree(provenance.key))
         made.replace(self.sif(provenance.key))
         write_atomically(self.record(provenance.key), provenance.model_dump_json(indent=2) + "\n")
