@@ -10,13 +10,15 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sifproof import __version__
 from sifproof.errors import SifproofError
 from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client
-from sifproof.nomad.job import META_VERSION, quote
+from sifproof.nomad.job import META_VERSION, quote, validate_id
+from sifproof.nomad.preflight import read_nodes
 from sifproof.nomad.submit import check_alive, check_placed, wait_for_allocations
 
 TASK = "probe"
@@ -37,6 +39,7 @@ def create_probe_job(
     *,
     kind: Literal["batch", "service", "sysbatch"] = "batch",
     node_id: str = "",
+    node_ids: Sequence[str] = (),
     datacenters: Sequence[str] = ("*",),
     environment: Mapping[str, str] | None = None,
     lifetime_s: float = 60.0,
@@ -46,9 +49,14 @@ def create_probe_job(
 ) -> dict[str, Any]:
     """A job that runs ``script``: on node ``node_id``, or with ``sysbatch`` on every node of ``datacenters``.
 
+    ``node_ids``, where it is not empty, are those of them that count.
     It ends by itself after ``lifetime_s`` seconds. ``environment`` are variables of the script, for what must not be
     part of its text; a value must hold no ``${``.
     """
+    constraints = [{"LTarget": "${node.unique.id}", "Operand": "=", "RTarget": node_id}] if node_id else []
+    if node_ids:
+        one_of = f"^({'|'.join(validate_id(one) for one in node_ids)})$"
+        constraints.append({"LTarget": "${node.unique.id}", "Operand": "regexp", "RTarget": one_of})
     policies: dict[str, Any] = {"RestartPolicy": {"Attempts": 0, "Mode": "fail"}}
     if kind != "sysbatch":
         policies["ReschedulePolicy"] = {"Attempts": 0, "Unlimited": False}
@@ -61,7 +69,7 @@ def create_probe_job(
             **({"Namespace": namespace} if namespace else {}),
             **({"Region": region} if region else {}),
             "Meta": {META_VERSION: __version__, "sifproof_run": run},
-            "Constraints": ([{"LTarget": "${node.unique.id}", "Operand": "=", "RTarget": node_id}] if node_id else []),
+            "Constraints": constraints,
             **({"Update": {"MaxParallel": 0}} if kind == "service" else {}),
             "TaskGroups": [
                 {
@@ -180,3 +188,100 @@ class Node:
                     f"A script that looks at node {self.name} did not end within {within_s:g} s",
                     todo="look at the node and at the log of its Nomad client",
                 )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a script came to on one of several nodes. With a ``fault`` the output may be a part, or empty."""
+
+    node_id: str
+    node_name: str
+    output: str = ""
+    fault: str = ""
+    at: float = 0.0
+    """When the answer was there, in seconds since 1970 by this machine's clock."""
+    created_s: float = 0.0
+    """When the script was placed, in seconds since 1970 by the clock of Nomad's servers."""
+
+
+def run_on_nodes(
+    client: Client, script: str, *, run: str, node_ids: Sequence[str] = (), timeout_s: float = 30.0
+) -> list[Answer]:
+    """What ``script`` prints on every node that takes raw_exec jobs, or on those of ``node_ids``, by name.
+
+    It runs on all of them at once, as one job, and each may fail by itself. Nodes that are down, draining, not
+    eligible, or without a healthy raw_exec are left out.
+
+    Raises :class:`SifproofError` where Nomad can't be asked, or refuses the job.
+    """
+    wanted = {
+        node.id: node.name
+        for node in read_nodes(client)
+        if node.usable
+        and (node.id in node_ids or not node_ids)
+        and (driver := node.drivers.get("raw_exec"))
+        and driver.detected
+        and driver.healthy
+    }
+    if not wanted:
+        return []
+    job_id = f"sifproof-{run}-probe-{secrets.token_hex(4)}"
+    job = create_probe_job(
+        job_id,
+        script,
+        kind="sysbatch",
+        node_ids=node_ids,
+        lifetime_s=timeout_s,
+        namespace=client.namespace,
+        region=client.region,
+        run=run,
+    )
+    evaluation = client.register(job)
+    try:
+        answers = _answers(client, job_id, evaluation, wanted, time.monotonic() + timeout_s + 5)
+    finally:
+        client.deregister(job_id, purge=True)
+    return sorted(answers, key=lambda answer: answer.node_name)
+
+
+def _answers(client: Client, job_id: str, evaluation: str, wanted: Mapping[str, str], end: float) -> list[Answer]:
+    """The answer of each node of ``wanted`` (name by id); what is not there at ``end`` is a fault."""
+    index = 0
+    while True:
+        decided, index = client.wait_for_change("evaluation", evaluation, index=index, wait_s=BLOCK_S)
+        if decided["Status"] not in ("pending", "blocked") or time.monotonic() > end:
+            break
+    answers: dict[str, Answer] = {}
+    index = 0
+    while True:
+        wait_s = min(BLOCK_S, max(end - time.monotonic(), 0.05))
+        stubs, index = client.wait_for_change("job", job_id, "allocations", index=index, wait_s=wait_s)
+        late = time.monotonic() > end
+        for stub in stubs:
+            node = stub["NodeID"]
+            if node in wanted and node not in answers and (late or stub["ClientStatus"] not in ("pending", "running")):
+                answers[node] = _answer(client, stub)
+        for node in wanted.keys() - {stub["NodeID"] for stub in stubs}:
+            words = "; ".join(str(reason) for reason in (decided.get("FailedTGAllocs") or {}).get(TASK, {}).items())
+            answers[node] = Answer(
+                node, wanted[node], fault=f"Nomad placed nothing there ({words or 'no reason given'})"
+            )
+        if late or answers.keys() >= wanted.keys():
+            return list(answers.values())
+
+
+def _answer(client: Client, stub: Mapping[str, Any]) -> Answer:
+    """What became of one allocation of the script."""
+    at = time.time()
+    known: dict[str, Any] = {"node_id": stub["NodeID"], "node_name": stub["NodeName"], "at": at}
+    known["created_s"] = int(stub.get("CreateTime") or 0) / 1e9
+    events = [e for state in (stub.get("TaskStates") or {}).values() for e in state.get("Events") or []]
+    last = "; ".join(str(e.get("DisplayMessage") or e.get("Type")) for e in events[-2:])
+    try:
+        known["output"] = client.logs(stub["ID"], TASK, "stdout", ANSWER_BYTES)
+        if stub["ClientStatus"] == "complete":
+            return Answer(**known)
+        words = client.logs(stub["ID"], TASK, "stderr", 2000).strip()
+    except SifproofError as error:
+        return Answer(**known, fault=str(error))
+    return Answer(**known, fault=f"the script is {stub['ClientStatus']} there: {words or last or 'no word of it'}")

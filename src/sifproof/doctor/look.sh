@@ -1,0 +1,184 @@
+# What a machine is like for sandboxes, for the user who runs this: facts, one "key=value" a line, the last "end=ok".
+#
+# POSIX shell with what every Linux has. What can be tried is tried. Nothing is left behind. Set before it:
+#   programs, images, ports   one value a line
+#   alloc                     folder of allocations, where Nomad does not name one
+#   tmp                       folder for temporary files
+#   shared, word              a file on a shared file system, and what it should hold
+export LC_ALL=C
+unset CDPATH
+
+say() { printf '%s=%s\n' "$1" "$2"; }
+told() { printf '%s=no: %s\n' "$1" "$(printf '%s' "$2" | tail -n 3 | tr '\n\r' '  ' | cut -c 1-400)"; }
+# The shell's own read takes a byte at a time, and the kernel gives no second byte of such a file.
+first() { if [ -r "$2" ]; then say "$1" "$(cat "$2")"; fi; }
+# try KEY COMMAND…: "ok", or "no: " and the last words of the command
+try() {
+  key=$1
+  shift
+  if words=$(timeout 5 "$@" 2>&1 </dev/null); then say "$key" ok; else told "$key" "${words:-ended with exit code $?}"; fi
+}
+# the nearest folder above $1 that exists
+nearest() {
+  near=$1
+  while [ -n "$near" ] && [ ! -d "$near" ]; do near=${near%/*}; done
+  printf '%s' "${near:-/}"
+}
+
+now=$(date +%s.%N)
+say time "${now%.*N*}"
+say user "$(id -un 2>/dev/null || id -u)"
+say uid "$(id -u)"
+say kernel "$(uname -r)"
+say machine "$(uname -m)"
+while read -r name value _; do
+  case $name in
+  CapPrm:) say caps.permitted "$value" ;;
+  NoNewPrivs:) say no-new-privileges "$value" ;;
+  esac
+done </proc/self/status
+first caps.last /proc/sys/kernel/cap_last_cap
+first userns.max /proc/sys/user/max_user_namespaces
+first userns.clone /proc/sys/kernel/unprivileged_userns_clone
+first userns.apparmor /proc/sys/kernel/apparmor_restrict_unprivileged_userns
+if words=$({ : <>/dev/fuse; } 2>&1); then say fuse ok; else told fuse "$words"; fi
+try timeout timeout --foreground 1 true
+
+# A namespace in a namespace, each with mounts and processes of its own, as Apptainer and bubblewrap make them. Where
+# /proc is covered in part, as in containers, the kernel lets nobody mount it anew: that is not asked for here.
+inner='unshare --user --map-root-user --mount --pid --fork true'
+if command -v unshare >/dev/null; then
+  try userns.one unshare --user --map-root-user --mount --pid --fork true
+  try userns.two unshare --user --map-root-user --mount --pid --fork $inner
+fi
+
+if [ -r /sys/fs/cgroup/cgroup.controllers ]; then
+  say cgroup.version 2
+  first cgroup.controllers /sys/fs/cgroup/cgroup.controllers
+  [ -w /sys/fs/cgroup/cgroup.subtree_control ] && say cgroup.writable yes
+elif [ -d /sys/fs/cgroup/memory ]; then
+  say cgroup.version 1
+  say cgroup.controllers "$(cd /sys/fs/cgroup && echo *)"
+  [ -w /sys/fs/cgroup/memory ] && [ -w /sys/fs/cgroup/freezer ] && say cgroup.writable yes
+fi
+
+alloc=${NOMAD_ALLOC_DIR:-$alloc}
+for place in alloc tmp shm; do
+  case $place in
+  alloc) folder=$alloc ;;
+  tmp) folder=${tmp:-/tmp} ;;
+  shm) folder=/dev/shm ;;
+  esac
+  [ -n "$folder" ] || continue
+  say "$place.path" "$folder"
+  folder=$(nearest "$folder")
+  [ "$place" != shm ] || [ "$folder" = /dev/shm ] || continue
+  df -Pk "$folder" 2>/dev/null | while read -r _ _ _ free _ point; do
+    case $free in *[!0-9]* | '') continue ;; esac
+    say "$place.free-kb" "$free"
+    while read -r _ on type options _; do
+      [ "$on" != "$point" ] || printf '%s.type=%s\n%s.options=%s\n' "$place" "$type" "$place" "$options"
+    done </proc/mounts
+  done
+  if file=$(mktemp "$folder/.sifproof-XXXXXXXX" 2>&1); then
+    say "$place.write" ok
+    printf '#!/bin/sh\n' >"$file"
+    chmod 700 "$file"
+    try "$place.exec" "$file"
+    rm -f "$file"
+  else
+    told "$place.write" "$file"
+  fi
+done
+
+# A container of this machine's own programs, started as the sandboxes are: no image has to be there for it.
+scratch=$(mktemp -d "$(nearest "${alloc:-/tmp}")/.sifproof-XXXXXXXX" 2>/dev/null)
+trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
+trap 'exit 1' HUP INT TERM
+contain() {
+  env -i PATH="$PATH" HOME="$scratch/home" TMPDIR="$scratch/home" timeout -k 1 10 \
+    "$program" -q exec --containall --no-eval "$@" --bind /dev/full $binds "$scratch/root" /bin/sh -c "$inside"
+}
+if [ -n "$scratch" ]; then
+  mkdir "$scratch/home" "$scratch/root"
+  (cd "$scratch/root" && mkdir -p dev etc home proc root sys tmp usr var/tmp && : >etc/hosts && : >etc/passwd &&
+    : >etc/group && : >etc/resolv.conf)
+  binds='--bind /usr:/usr:ro'
+  for name in bin lib lib64 sbin; do
+    if [ -h "/$name" ]; then
+      ln -s "$(readlink "/$name")" "$scratch/root/$name"
+    elif [ -d "/$name" ]; then
+      mkdir "$scratch/root/$name"
+      binds="$binds --bind /$name:/$name:ro"
+    fi
+  done
+fi
+number=0
+printf '%s\n' "$programs" | while IFS= read -r program; do
+  [ -n "$program" ] || continue
+  say "program.$number" "$program"
+  path=$(command -v "$program" 2>/dev/null) && say "program.$number.path" "$path" &&
+    say "program.$number.version" "$("$program" --version 2>&1 </dev/null | tr '\n' ' ' | cut -c 1-100)"
+  if [ -n "$path" ]; then
+    libexec=$("$program" buildcfg 2>/dev/null </dev/null | while IFS='=' read -r name value; do
+      [ "$name" != LIBEXECDIR ] || printf '%s' "$value"
+    done)
+    suid=no
+    for starter in "$libexec/apptainer/bin/starter-suid" "$libexec/singularity/bin/starter-suid"; do
+      [ ! -u "$starter" ] || suid=yes
+    done
+    say "program.$number.suid" "$suid"
+    if [ -n "$scratch" ]; then
+      inside=true
+      for mode in plain userns; do
+        flag=
+        [ "$mode" = plain ] || flag=--userns
+        if words=$(contain $flag 2>&1 </dev/null); then
+          say "program.$number.$mode" ok
+          works=${works-$flag}
+        else
+          told "program.$number.$mode" "${words:-ended with exit code $?}"
+        fi
+      done
+      if [ -n "${works+x}" ] && command -v unshare >/dev/null; then
+        inside=$inner
+        if words=$(contain $works 2>&1 </dev/null); then say "program.$number.nested" ok; else
+          told "program.$number.nested" "${words:-ended with exit code $?}"
+        fi
+      fi
+      unset works
+    fi
+  fi
+  number=$((number + 1))
+done
+
+number=0
+for port in $ports; do
+  say "port.$number" "$port"
+  # local address, remote address, state 0A: it listens
+  grep -hi "^ *[0-9]*: [0-9A-F]*$(printf ':%04X' "$port") [0-9A-F]*:[0-9A-F]* 0A " /proc/net/tcp /proc/net/tcp6 \
+    2>/dev/null | while read -r _ here _ _ _ _ _ uid _ inode _; do
+    holder=$(find /proc/[0-9]*/fd -lname "socket:\[$inode\]" 2>/dev/null | head -n 1)
+    holder=${holder#/proc/}
+    holder=${holder%%/*}
+    say "port.$number.held" \
+      "${here%:*} $uid ${holder:-?} $([ -z "$holder" ] || tr '\0\n' '  ' <"/proc/$holder/cmdline" | cut -c 1-200)"
+  done
+  number=$((number + 1))
+done
+
+# Last: a file system that hangs must not keep the rest from being told.
+number=0
+printf '%s\n' "$images" | while IFS= read -r image; do
+  [ -n "$image" ] || continue
+  if [ -d "$image" ]; then told "image.$number" "it is a folder"; else
+    try "image.$number" dd if="$image" of=/dev/null bs=4096 count=1
+  fi
+  number=$((number + 1))
+done
+if [ -n "$shared" ]; then
+  found=
+  if words=$({ IFS= read -r found <"$shared"; } 2>&1); then IFS= read -r found <"$shared"; fi
+  if [ -n "$found" ] && [ "$found" = "$word" ]; then say shared ok; else told shared "${words:-it holds something else}"; fi
+fi
+say end ok
