@@ -168,6 +168,11 @@ class Sandbox(Section):
         min_length=1,
         description="singularity: the program on the nodes, `singularity` or a path where it has another name",
     )
+    verify_image: bool = Field(
+        default=True,
+        description="singularity: before it starts, each task compares the SIF's sha256 with that of the conversion, "
+        "and ends where it is another; costs reading the whole file at each start, 0.2 s per 100 MB",
+    )
     constraints: list[Constraint] = Field(
         default=[], description="nodes to place on, each with `attribute`, `operator` (`=` by default) and `value`"
     )

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sifproof import config, stages
 from sifproof.cluster import Cluster, Endpoints
@@ -32,54 +31,48 @@ def render_job(
     Raises :class:`~sifproof.errors.SifproofError` where no static port is free or a word of the config can't be used.
     """
     sandbox = settings.selected()[planned.name]
-    if sandbox.driver == "docker":
-        name = stages.read(image, LoadedImage).name
-        port = None if sandbox.port == "auto" else sandbox.port
-        write_atomically(output, job.render(_job(run, planned, settings, cluster, name=name, port=port)))
-        return
-    sif = str(Path(stages.read(image, Provenance).sif).resolve())
-    # Two jobs of a run that are rendered at once must not pick the same port.
-    with _alone(output.parent):
-        if isinstance(sandbox.port, int):
-            port = sandbox.port
-        else:
-            with cluster.connect(settings.nomad) as client:
-                port = free_port(client, settings, sandbox, output.parent)
-        write_atomically(output, job.render(_job(run, planned, settings, cluster, name=sif, port=port)))
-
-
-def _job(
-    run: Run, planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, *, name: str, port: int | None
-) -> dict[str, Any]:
-    sandbox = settings.selected()[planned.name]
     singularity = sandbox.driver == "singularity"
+    sha256 = ""
+    if singularity:
+        made = stages.read(image, Provenance)
+        name, sha256 = str(Path(made.sif).resolve()), made.sha256
+    else:
+        name = stages.read(image, LoadedImage).name
     # Asked of this machine alone: other nodes of a cluster are not at hand.
     userns = needs_userns() and cluster.is_here(settings.nomad) if sandbox.userns == "auto" else sandbox.userns
-    return job.create_sandbox_job(
-        planned.job_id,
-        name,
-        planned.count,
-        planned.slots,
-        sandbox.privileged,
-        sandbox.cpu,
-        sandbox.memory,
-        port,
-        sandbox.datacenter,
-        sandbox.driver,
-        name if singularity else None,
-        command=sandbox.command,
-        workdir=sandbox.workdir,
-        binds=sandbox.binds,
-        environment=sandbox.environment,
-        userns=singularity and userns,
-        apptainer=sandbox.apptainer,
-        constraints=[{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints],
-        lifetime_s=settings.nomad.lifetime_s,
-        namespace=None if cluster.local else settings.nomad.namespace or os.environ.get("NOMAD_NAMESPACE"),
-        region=None if cluster.local else settings.nomad.region or os.environ.get("NOMAD_REGION"),
-        run=run.id,
-        sandbox=planned.name,
-    )
+    constraints = [{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints]
+    # Two jobs of a run that are rendered at once must not pick the same port.
+    with _alone(output.parent):
+        port = None if sandbox.port == "auto" else sandbox.port
+        if port is None and singularity:
+            with cluster.connect(settings.nomad) as client:
+                port = free_port(client, settings, sandbox, output.parent)
+        rendered = job.create_sandbox_job(
+            planned.job_id,
+            name,
+            planned.count,
+            planned.slots,
+            sandbox.privileged,
+            sandbox.cpu,
+            sandbox.memory,
+            port,
+            sandbox.datacenter,
+            sandbox.driver,
+            command=sandbox.command,
+            workdir=sandbox.workdir,
+            binds=sandbox.binds,
+            environment=sandbox.environment,
+            userns=singularity and userns,
+            apptainer=sandbox.apptainer,
+            sha256=sha256 if sandbox.verify_image else "",
+            constraints=constraints,
+            lifetime_s=settings.nomad.lifetime_s,
+            namespace=None if cluster.local else settings.nomad.namespace or os.environ.get("NOMAD_NAMESPACE"),
+            region=None if cluster.local else settings.nomad.region or os.environ.get("NOMAD_REGION"),
+            run=run.id,
+            sandbox=planned.name,
+        )
+        write_atomically(output, job.render(rendered))
 
 
 @contextmanager

@@ -24,6 +24,8 @@ PORT_LABEL = "http"
 COMMAND = ("python3", "/app/sandbox_server.py")
 DOCKER_PORT = 8080
 META_VERSION = "sifproof_version"
+CHANGED = " is not the image that was converted, whose sha256 is "
+"""What a task says, between the file and its checksum, before it ends."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -94,11 +96,13 @@ def _apptainer_line(
     flags: Sequence[str],
     lifetime_s: float,
     kill_timeout_s: float,
+    sha256: str,
 ) -> str:
     # Apptainer reads the first, SingularityCE the second alone; either may be what goes by the name of the other.
     given = {"NOMAD_ALLOC_ID": '"$NOMAD_ALLOC_ID"', **{name: quote(value) for name, value in environment.items()}}
     handed_on = [f"{kind}ENV_{name}={word}" for name, word in given.items() for kind in ("APPTAINER", "SINGULARITY")]
     return _lines(
+        *(_refusal(image, sha256) if sha256 else []),
         ['mkdir -p "$NOMAD_ALLOC_DIR/data" "$NOMAD_ALLOC_DIR/tmp" &&'],
         ["exec env -i", *_ENVIRONMENT, *handed_on],
         # --foreground keeps the server in the process group of the task, which Nomad kills when all else fails.
@@ -112,6 +116,16 @@ def _apptainer_line(
         # The address Nomad reports, and no other: a server without authentication need not listen everywhere.
         ['--host "$NOMAD_IP_http" --port "$NOMAD_PORT_http"', f"--slots {slots} --data-dir /data"],
     )
+
+
+def _refusal(image: str, sha256: str) -> list[list[str]]:
+    """Lines that end the task where the SIF is another one; for a file that can't be read Apptainer has words."""
+    file = quote(image)
+    # Apptainer itself runs whatever the file holds, signed or not.
+    return [
+        [f'{{ [ ! -r {file} ] || {{ sum=$(sha256sum < {file}); [ "$sum" = "{sha256}  -" ]; }} ||'],
+        [f"{{ printf '%s %.64s\\n' {quote(f'{image}{CHANGED}{sha256}: its is')} \"$sum\" >&2; exit 65; }}; }} &&"],
+    ]
 
 
 def _docker_line(*, command: Sequence[str], slots: int, lifetime_s: float, kill_timeout_s: float) -> str:
@@ -162,6 +176,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
     userns: bool = False,
     apptainer: str = "apptainer",
     apptainer_flags: Sequence[str] = (),
+    sha256: str = "",
     lifetime_s: float = 1800,
     kill_timeout_s: float = 5,
     namespace: str | None = None,
@@ -192,6 +207,8 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
         variables of the server; a value must hold no ``${``, which Nomad would replace.
     ``userns``, ``apptainer``, ``apptainer_flags``
         ``singularity`` only: run in a user namespace; the program; more flags of its ``exec``.
+    ``sha256``
+        ``singularity`` only: of the SIF, in hex; a task that finds another one on its node ends with exit code 65.
     ``lifetime_s``, ``kill_timeout_s``
         seconds until the server is ended by itself (with exit code 124), and from SIGTERM to SIGKILL.
     ``constraints``
@@ -236,6 +253,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
             flags=apptainer_flags,
             lifetime_s=lifetime_s,
             kill_timeout_s=kill_timeout_s,
+            sha256=sha256,
         )
         task: dict[str, Any] = {
             "Driver": "raw_exec",

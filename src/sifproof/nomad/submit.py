@@ -14,6 +14,7 @@ from typing import Any
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.allocations import Allocation, Event, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client
+from sifproof.nomad.job import CHANGED
 from sifproof.nomad.preflight import describe_nodes
 
 _LIFETIME_OVER = "124"
@@ -195,6 +196,11 @@ def _not_started(event: Event, what: str) -> SifproofError:
 
 # What the last words of a crash mean: (pattern in stderr, whose fault, what to do). The first that matches counts.
 _LAST_WORDS: tuple[tuple[str, Fault, str], ...] = (
+    (
+        re.escape(CHANGED),
+        Fault.INFRASTRUCTURE,
+        "somebody changed or replaced the SIF on the node: find out who, and convert the image anew",
+    ),
     (
         r"[Aa]ddress (is )?already in use",
         Fault.INFRASTRUCTURE,
