@@ -1,4 +1,4 @@
-"""The command line: ``sifproof run | checks | sweep``."""
+"""The command line: ``sifproof doctor | run | checks | sweep``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from sifproof import __version__, run
 from sifproof.errors import Fault, SifproofError
 from sifproof.records import FaultRecord
+
+if TYPE_CHECKING:
+    from sifproof.config import Settings
 
 _PR_SET_PDEATHSIG = 1
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
@@ -29,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(rest)
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return _checks() if known.command == "checks" else _sweep(known)
+        return {"doctor": _doctor, "checks": _checks, "sweep": _sweep}[known.command](known)
     except SifproofError as error:
         print(f"sifproof: {error}", file=sys.stderr)
         return error.fault.exit_code
@@ -51,6 +55,18 @@ def _parser() -> argparse.ArgumentParser:
         "4 incomplete or interrupted",
         add_help=True,
     )
+    doctor = commands.add_parser(
+        "doctor",
+        help="look at this machine, and at every node of the cluster at NOMAD_ADDR: what keeps sandboxes from running",
+        description="Look at this machine and, with NOMAD_ADDR or nomad.address, at every node of that cluster, by a "
+        "short job on each. Says what keeps sandboxes from running there, and the command that mends it.",
+        epilog="exit codes: 0 nothing blocks, 2 wrong usage or configuration, 3 something blocks",
+    )
+    doctor.add_argument("--json", action="store_true", help="all of it as JSON, with the facts")
+    doctor.add_argument(
+        "--configfile", nargs="+", type=Path, default=[], metavar="FILE", help="as for a run; config/config.yaml"
+    )
+    doctor.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="as for a run")
     commands.add_parser("checks", help="list the checks: id, who is to blame, what is required")
     sweep = commands.add_parser(
         "sweep",
@@ -137,7 +153,57 @@ def _exit_code(this: run.Run, code: int) -> int:
     return decided or (Fault.INCOMPLETE.exit_code if code else 0)
 
 
-def _checks() -> int:
+def _doctor(known: argparse.Namespace) -> int:
+    from sifproof import preflight  # noqa: PLC0415 - not needed by `run`
+    from sifproof.doctor import look  # noqa: PLC0415
+
+    settings = _settings(known.configfile, known.config)
+    images = Path("results/images")
+    seen = look.everything(
+        settings,
+        run=run.new_id(),
+        images=images if images.parent.is_dir() else None,
+        needed=preflight.needed_tools(settings),
+    )
+    print(seen.model_dump_json(indent=2) if known.json else "\n".join(seen.lines()))
+    return Fault.INFRASTRUCTURE.exit_code if seen.blocks else 0
+
+
+def _settings(files: Sequence[Path], words: Sequence[str]) -> Settings:
+    """The settings that a run with ``--configfile FILES --config WORDS`` has."""
+    import yaml  # noqa: PLC0415 - not needed by `run`
+
+    from sifproof import config  # noqa: PLC0415
+
+    given: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        try:
+            given[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError):
+            equals = ""
+        if not equals:
+            raise SifproofError(f"--config {word}: KEY=VALUE is expected", fault=Fault.CONFIGURATION)
+    mapping: dict[str, Any] = {}
+    for file in files:
+        mapping = _over(mapping, config.read(file))
+    if "sandboxes" not in mapping:
+        default = Path(__file__).parents[2] / "config" / "config.yaml"
+        files = [default, *files]
+        mapping = _over(config.read(default), mapping)
+    return config.load(_over(mapping, given), config.Origin(files, given))
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` laid over ``below`` as Snakemake lays one config over another: mappings are merged key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        known = merged.get(key)
+        merged[key] = _over(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _checks(_: argparse.Namespace) -> int:
     from sifproof.checks import registry  # noqa: PLC0415 - not needed by `run`
 
     for item in registry.load().values():

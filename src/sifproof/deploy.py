@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sifproof import config, stages
 from sifproof.cluster import Cluster, Endpoints
+from sifproof.doctor.record import Doctor
 from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
 from sifproof.nomad import job
@@ -24,9 +25,18 @@ from sifproof.run import Run
 
 
 def render_job(
-    run: Run, planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, *, image: str, output: Path
+    run: Run,
+    planned: PlannedSandbox,
+    settings: config.Settings,
+    cluster: Cluster,
+    *,
+    image: str,
+    output: Path,
+    doctor: Doctor | None = None,
 ) -> None:
     """Write the Nomad job of a sandbox to ``output``; ``image`` is the file that conversion or loading wrote.
+
+    ``userns: auto`` goes by what ``doctor`` saw on the nodes, or else by this machine, where the nodes are here.
 
     Raises :class:`~sifproof.errors.SifproofError` where no static port is free or a word of the config can't be used.
     """
@@ -38,8 +48,7 @@ def render_job(
         name, sha256 = str(Path(made.sif).resolve()), made.sha256
     else:
         name = stages.read(image, LoadedImage).name
-    # Asked of this machine alone: other nodes of a cluster are not at hand.
-    userns = needs_userns() and cluster.is_here(settings.nomad) if sandbox.userns == "auto" else sandbox.userns
+    userns = _userns(sandbox, settings, cluster, doctor) if sandbox.userns == "auto" else sandbox.userns
     constraints = [{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints]
     # Two jobs of a run that are rendered at once must not pick the same port.
     with _alone(output.parent):
@@ -73,6 +82,11 @@ def render_job(
             sandbox=planned.name,
         )
         write_atomically(output, job.render(rendered))
+
+
+def _userns(sandbox: config.Sandbox, settings: config.Settings, cluster: Cluster, doctor: Doctor | None) -> bool:
+    seen = doctor.needs_userns(sandbox.datacenter, sandbox.apptainer) if doctor else None
+    return needs_userns() and cluster.is_here(settings.nomad) if seen is None else seen
 
 
 @contextmanager

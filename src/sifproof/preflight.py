@@ -26,7 +26,7 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
     Raises :class:`SifproofError` where an image does not exist or is not what it is said to be, a tool is missing,
     Nomad can't be reached, or no node has the driver of a sandbox that is not optional.
     """
-    used = {name: tools.require(name) for name in _needed_tools(settings)}
+    used = {name: tools.require(name) for name in needed_tools(settings)}
     address, version, why_not = _look_at_cluster(settings)
     docker = any(s.driver == "docker" and name not in why_not for name, s in settings.selected().items())
     # What a run does without, more slowly or not at all.
@@ -89,7 +89,8 @@ def _image_can_be_run(name: str, sandbox: config.Sandbox) -> None:
     source.verify(image)
 
 
-def _needed_tools(settings: config.Settings) -> list[str]:
+def needed_tools(settings: config.Settings) -> list[str]:
+    """The programs without which no run with ``settings`` can begin."""
     sandboxes = settings.selected().values()
     needed = [] if settings.nomad.effective_address() else ["nomad"]
     if any(s.driver == "singularity" for s in sandboxes):

@@ -1,6 +1,6 @@
 # The Nomad job of each sandbox, from its rendering to a running allocation.
 #
-# Needs: plan.json, nomad.json, images/<sandbox>.json
+# Needs: plan.json, nomad.json, doctor.json, images/<sandbox>.json
 # Makes: jobs/<sandbox>.json        the job, fit to be read and submitted by hand: nomad job run -json FILE
 #        endpoints/<sandbox>.json   the allocations with node, address and port
 
@@ -9,6 +9,7 @@ rule job:
     input:
         plan=f"{R}/plan.json",
         nomad=rules.agent.output.nomad,
+        doctor=rules.agent.output.doctor,
         image=f"{R}/images/{{sandbox}}.json",
     output:
         job=f"{R}/jobs/{{sandbox}}.json",

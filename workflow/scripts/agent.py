@@ -1,9 +1,11 @@
-"""Connect to the cluster, or start a local agent that ends with the run."""
+"""Connect to the cluster and look at its nodes, or start a local agent that ends with the run."""
 
 import os
 
-from sifproof import stages
+from sifproof import config, stages
 from sifproof.cluster import Cluster
+from sifproof.doctor import look
+from sifproof.doctor.record import Doctor
 from sifproof.nomad import local
 from sifproof.records import Plan
 from sifproof.run import PID_VARIABLE, Run
@@ -12,10 +14,15 @@ run = Run(snakemake.params.run)
 
 with stages.stage("agent", snakemake):
     plan = stages.read(snakemake.input.plan, Plan)
+    doctor = stages.read(snakemake.input.machine, Doctor)
+    stages.write(snakemake.output.doctor, doctor)
     address, directory = plan.nomad_address, ""
     if plan.nomad_local:
         agent = local.start(run.id, local.DIRECTORY, int(os.environ[PID_VARIABLE]), log=run.folder / "nomad-agent.log")
         address, directory = agent.address, str(agent.directory)
     cluster = Cluster(address=address, version=plan.nomad_version, local=plan.nomad_local, directory=directory)
     stages.write(snakemake.output.nomad, cluster)
+    if not plan.nomad_local:
+        doctor.looks += look.nodes_of(cluster, config.load(snakemake.config), run)
+        stages.write(snakemake.output.doctor, doctor)
     print(f"{'a local agent' if cluster.local else 'the cluster'}, Nomad {cluster.version}, at {address}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sifproof import config, deploy, stages
 from sifproof.cluster import Cluster
+from sifproof.doctor.record import Doctor
 from sifproof.records import Plan
 from sifproof.run import Run
 
@@ -17,5 +18,6 @@ with stages.stage("job", snakemake, sandbox=sandbox):
         stages.read(snakemake.input.nomad, Cluster),
         image=snakemake.input.image,
         output=Path(snakemake.output.job),
+        doctor=stages.read(snakemake.input.doctor, Doctor),
     )
     print(f"submit it by hand: nomad job run -json {snakemake.output.job}")

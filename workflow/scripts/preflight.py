@@ -1,13 +1,24 @@
-"""Look at what the config asks for, before anything is built or submitted; write down what the run sets out to do."""
+"""Look at this machine and at what the config asks for, before anything is built; write down what the run sets out to
+do."""
 
 from sifproof import config, preflight, stages
+from sifproof.doctor import look
+from sifproof.doctor.record import Doctor
+from sifproof.errors import SifproofError
 from sifproof.report import write
 from sifproof.run import Run
 
 run = Run(snakemake.params.run)
 
 with stages.stage("preflight", snakemake, fatal=True):
-    plan = preflight.make_plan(config.load(snakemake.config), run)
+    settings = config.load(snakemake.config)
+    with look.Here(settings, needed=preflight.needed_tools(settings)) as here:
+        try:
+            plan = preflight.make_plan(settings, run)
+        except SifproofError:
+            print(*Doctor(looks=[here.look()]).lines(), sep="\n")
+            raise
+        stages.write(snakemake.output.machine, Doctor(looks=[here.look()]))
     stages.write(snakemake.output.plan, plan)
     write.retire_reports(run.results)
     for sandbox in plan.sandboxes:

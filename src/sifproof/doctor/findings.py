@@ -65,7 +65,7 @@ class Finding(BaseModel):
     @property
     def sentence(self) -> str:
         """What and why, as one text."""
-        return f"{self.what.rstrip('.')}. {self.why}".strip()
+        return " ".join(f"{text.rstrip('.')}." for text in (self.what, self.why) if text)
 
 
 @dataclass(frozen=True)

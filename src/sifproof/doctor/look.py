@@ -10,61 +10,33 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import IO
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from sifproof import config, tools
+from sifproof.cluster import Cluster
 from sifproof.doctor.facts import Facts, parse
-from sifproof.doctor.findings import SKEW_S, Case, Finding, Image, by_weight, judge, needs_userns
+from sifproof.doctor.findings import SKEW_S, Case, Finding, Image, by_weight, judge
 from sifproof.doctor.findings import drivers as driver_findings
-from sifproof.errors import SifproofError
+from sifproof.doctor.record import Doctor, Look
+from sifproof.errors import Fault, SifproofError
 from sifproof.image import engine, source
 from sifproof.nomad import local
-from sifproof.nomad.client import Client
+from sifproof.nomad.client import Client, connect
 from sifproof.nomad.preflight import NOMAD_DRIVER, Driver, Node, read_nodes
 from sifproof.nomad.probe import Answer, run_on_nodes
+from sifproof.run import Run
 
 _HERE_WITHIN_S = 20.0
 _NODES_WITHIN_S = 20.0
-ENGINE_ANSWERS_WITHIN_S = 5.0
-
-
-class Look(BaseModel):
-    """What was seen on one machine."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    machine: str = Field(description="host name; of a node, the name that Nomad has for it")
-    node: str = Field(default="", description="id of the Nomad node; empty for the machine that the gate runs on")
-    datacenter: str = Field(default="", description="of the node")
-    seconds: float = Field(description="that looking took")
-    facts: Facts | None = Field(default=None, description="None where it could not be looked at")
-    findings: list[Finding]
-
-
-class Doctor(BaseModel):
-    """What the doctor saw: ``doctor.json`` in the folder of a run."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    looks: list[Look]
-
-    @property
-    def blocks(self) -> bool:
-        """Whether something keeps sandboxes from running."""
-        return any(finding.severity == "blocks" for look in self.looks for finding in look.findings)
-
-    def needs_userns(self, datacenter: str, program: str) -> bool:
-        """Whether ``program`` needs ``--userns`` on a node of ``datacenter``: one job line serves them all."""
-        nodes = [look for look in self.looks if look.node and look.datacenter == datacenter]
-        return any(look.facts is not None and needs_userns(look.facts, program) for look in nodes)
+_ENGINE_ANSWERS_WITHIN_S = 5.0
+CLUSTER = "the cluster"
 
 
 @dataclass(frozen=True)
@@ -140,6 +112,12 @@ class Here:
             env=tools.environment(),
         )
 
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def look(self) -> Look:
         """What was seen, once it was."""
         try:
@@ -151,7 +129,7 @@ class Here:
         sandboxes = self._settings.selected()
         drivers = {"raw_exec": Driver(detected=True, healthy=True, description="")}
         if self._runs and any(s.driver == "docker" for s in sandboxes.values()):
-            answers = engine.engine_version(ENGINE_ANSWERS_WITHIN_S) is not None
+            answers = engine.engine_version(_ENGINE_ANSWERS_WITHIN_S) is not None
             words = "" if answers else "no Docker engine answers"
             drivers["docker"] = Driver(detected=answers, healthy=answers, description=words)
         case = Case(
@@ -236,10 +214,56 @@ def nodes(client: Client, settings: config.Settings, *, run: str, images: Path |
                 findings=by_weight(findings),
             )
         )
-    cluster = [*_datacenters(known, settings), *_server_clock(answers.values(), begin)]
-    if cluster:
-        looks.insert(0, Look(machine="the cluster", seconds=seconds, findings=by_weight(cluster)))
+    whole = [*_datacenters(known, settings), *_server_clock(answers.values(), begin)]
+    if whole:
+        looks.insert(0, Look(machine=CLUSTER, seconds=seconds, findings=by_weight(whole)))
     return looks
+
+
+def cluster(way: Callable[[], Client], settings: config.Settings, *, run: str, images: Path | None) -> list[Look]:
+    """As :func:`nodes`; where Nomad can't be asked, one :class:`Look` that says so.
+
+    Raises :class:`~sifproof.errors.SifproofError` where the configuration is to blame.
+    """
+    try:
+        with way() as client:
+            return nodes(client, settings, run=run, images=images)
+    except SifproofError as error:
+        if error.fault is Fault.CONFIGURATION:
+            raise
+        blocking = Finding(
+            id="cluster",
+            severity="blocks",
+            what=error.what,
+            why=error.why,
+            mend=error.todo,
+            words=r"Nomad",
+        )
+        return [Look(machine=CLUSTER, seconds=0.0, findings=[blocking])]
+
+
+def everything(settings: config.Settings, *, run: str, images: Path | None, needed: Sequence[str]) -> Doctor:
+    """What is seen on this machine and, where the config or the environment names a cluster, on its nodes.
+
+    Raises :class:`~sifproof.errors.SifproofError` where the configuration is to blame.
+    """
+    with Here(settings, needed=needed) as here:
+        address, given = settings.nomad.effective_address(), settings.nomad
+        looks = []
+        if address:
+            way = partial(connect, address, namespace=given.namespace, region=given.region)
+            looks = cluster(way, settings, run=run, images=images)
+        return Doctor(looks=[here.look(), *looks])
+
+
+def nodes_of(of: Cluster, settings: config.Settings, run: Run) -> list[Look]:
+    """As :func:`cluster`, for the cluster of a run. The doctor's own faults are findings too: a run goes on."""
+    try:
+        return cluster(lambda: of.connect(settings.nomad), settings, run=run.id, images=run.images)
+    except Exception as error:
+        traceback.print_exc()
+        what = f"The nodes were not looked at: {type(error).__name__}: {error}"
+        return [Look(machine=CLUSTER, seconds=0.0, findings=[Finding(id="cluster", severity="degrades", what=what)])]
 
 
 def _takes(node: Node, driver: str) -> bool:
