@@ -88,6 +88,11 @@ class Server:
         except IndexError:
             raise NotApplicable(f"needs {index + 1} slots, the sandbox has {self.slots}") from None
 
+    def idle(self) -> list[int]:
+        """Numbers of the slots that are not said to be executing: a call that never returns keeps its slot."""
+        busy = {entry.get("slot_id") for entry in self.client.slots() if entry.get("state") == "executing"}
+        return [index for index in range(self.slots) if self.slot(index) not in busy]
+
     def bash(self, command: str, *, slot: int = 0, timeout_s: float = 30.0) -> Result:
         """Run ``command`` in a slot."""
         return self.client.bash(self.slot(slot), command, timeout_s=timeout_s)

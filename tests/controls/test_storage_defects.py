@@ -1,0 +1,177 @@
+"""A data directory on a file system that lacks something, for real: each lack is named, and none hangs the gate."""
+
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
+
+import lacking
+import pytest
+from catalogue import control
+from placed import red, verdicts
+
+from sifproof.checks import registry, storage
+from sifproof.sandbox.client import SandboxClient
+
+RED = {
+    "rename-in-two-steps": ("storage.rename",),
+    "directories-are-copied": ("storage.rename",),
+    "fsync-refused": ("storage.fsync",),
+    "directory-fsync-refused": ("storage.fsync",),
+    "no-flock": ("storage.flock",),
+    "flock-for-all": ("storage.flock",),
+    "no-posix-locks": ("storage.fcntl-locks",),
+    "posix-locks-for-all": ("storage.fcntl-locks",),
+    "sockets-hang": ("storage.unix-sockets",),
+    "sockets-hang-for-good": ("storage.unix-sockets",),
+    "no-sockets": ("storage.unix-sockets",),
+    "no-fifos": ("storage.fifos",),
+    "no-symlinks": ("storage.symlinks",),
+    "no-hard-links": ("storage.hard-links",),
+    "names-fold-case": ("storage.case",),
+    "slow-creation": ("storage.small-files",),
+    "nearly-full": ("storage.free-space",),
+    "few-inodes": ("storage.free-inodes",),
+}
+# Of what is measured. The file system below is slow: every call goes to a program, and back.
+LIMITS = {"storage.small-files": "150 /s", "storage.free-space": "2 MiB", "storage.free-inodes": "1000 files"}
+
+for _name, _red in RED.items():
+    control(_name, "node", *_red, sentence=lacking.DEFECTS[_name])
+
+
+class FileSystem:
+    """The file system of :mod:`lacking`, mounted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.mountpoint = folder / "mounted"
+        (folder / "below").mkdir()
+        self.mountpoint.mkdir()
+        self._process = subprocess.Popen(
+            [sys.executable, lacking.__file__, folder / "below", self.mountpoint],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout.readline() == "mounted\n"
+
+    @contextmanager
+    def defect(self, name: str):
+        try:
+            self._plant(name)
+            yield
+        finally:
+            self._plant("")
+
+    def _plant(self, name: str) -> None:
+        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "planted\n"
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def file_system(tmp_path_factory):
+    made = FileSystem(tmp_path_factory.mktemp("lacking"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def server(house, file_system):
+    """A sandbox whose data directory is on it."""
+
+    def bound(line: str) -> str:
+        changed = line.replace('"$NOMAD_ALLOC_DIR/data:/data"', quote(f"{file_system.mountpoint}:/data"))
+        assert changed != line
+        return changed
+
+    with house.sandbox("on-lacking", line=bound, limits=LIMITS) as server:
+        server.client = SandboxClient(server.client.url, grace_s=1.0)
+        yield server
+
+
+def test_all_green_where_nothing_is_wrong(server):
+    found = verdicts(server, ["storage"])
+    assert found.keys() == {check.id for check in registry.of_suite("storage")}
+    assert [verdict for verdict in found.values() if verdict.verdict != "pass"] == []
+    assert server.bash("ls -A", slot=-1).output == ""
+
+
+def test_every_defect_is_a_control():
+    assert RED.keys() | {""} == lacking.DEFECTS.keys()
+    assert {check.id for check in registry.of_suite("storage")} == {check for red in RED.values() for check in red}
+
+
+@pytest.mark.parametrize("name", [name for name in RED if "hang" not in name])
+def test_what_lacks_is_named(server, file_system, name):
+    with file_system.defect(name):
+        found = verdicts(server, ["storage"])
+    assert red(found) == set(RED[name]), found
+    assert {v.verdict for v in found.values()} <= {"pass", "fail"}, found
+    assert server.bash("ls -A", slot=-1).output == ""
+
+
+def test_a_call_that_hangs_is_ended(server, file_system, monkeypatch):
+    monkeypatch.setattr(storage, "HANGS_S", 2.0)
+    with file_system.defect("sockets-hang"):
+        found = verdicts(server, ["storage"])
+        assert server.idle() == list(range(server.slots))
+    assert red(found) == {"storage.unix-sockets"}, found
+    assert "did not return within 2 s, and was ended" in found["storage.unix-sockets"].message
+
+
+def test_a_call_that_can_not_be_ended_keeps_its_slot_and_nothing_else(server, file_system, monkeypatch):
+    monkeypatch.setattr(storage, "HANGS_S", 2.0)
+    monkeypatch.setattr(storage, "_LATER_S", 0.5)
+    start = time.monotonic()
+    with file_system.defect("sockets-hang-for-good"):
+        found = verdicts(server, ["storage"])
+        assert server.idle() == list(range(server.slots - 1))
+        assert server.bash("echo alive").output == "alive"
+    assert red(found) == {"storage.unix-sockets"}, found
+    assert {v.verdict for v in found.values()} == {"pass", "fail"}
+    assert f"slot_{server.slots - 1} is lost" in found["storage.unix-sockets"].message
+    assert time.monotonic() - start < 30
+
+
+PROGRAMS = {
+    "flock": (storage._FLOCK, ["no-flock", "flock-for-all"]),
+    "fcntl": (storage._FCNTL, ["no-posix-locks", "posix-locks-for-all"]),
+    "socket": (storage._SOCKET, ["no-sockets"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("programs", "tool", "defects"),
+    [(programs, tool, defects) for programs, defects in PROGRAMS.values() for tool in programs],
+)
+def test_each_program_that_an_image_may_have_sees_the_same(file_system, tmp_path, programs, tool, defects):
+    def said(folder: Path) -> str:
+        for name in ("file", "socket"):
+            (folder / name).unlink(missing_ok=True)
+        command = ["sh", "-c", storage._run(tool, programs[tool])]
+        return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    assert said(tmp_path).splitlines()[-1] == "fine"
+    assert said(file_system.mountpoint).splitlines()[-1] == "fine"
+    for defect in defects:
+        with file_system.defect(defect):
+            assert said(file_system.mountpoint).splitlines()[-1].startswith("lacks: "), defect
+
+
+def test_the_node_is_asked_where_the_image_has_no_program_for_it(house):
+    with house.sandbox("bare") as server:
+        # Every node has apptainer, and no image.
+        found = storage._judge_with(server, {"apptainer": "echo word > file && cat file > /dev/null && echo fine"})
+        assert (found.passed, found.saw) == (True, "fine (the node's own programs, on the workspace's directory)")
+        lacks = storage._judge_with(server, {"apptainer": "echo lacks: this"})
+        assert not lacks.passed
+        with pytest.raises(registry.NotMeasured, match="nor has the node"):
+            storage._judge_with(server, {"no-such-program": "", "nor-this": ""})
+        assert server.bash("ls -A", slot=-1).output == ""
