@@ -173,5 +173,5 @@ def test_the_node_is_asked_where_the_image_has_no_program_for_it(house):
         lacks = storage._judge_with(server, {"apptainer": "echo lacks: this"})
         assert not lacks.passed
         with pytest.raises(registry.NotMeasured, match="nor has the node"):
-            storage._judge_with(server, {"no-such-program": "", "nor-this": ""})
+            storage._judge_with(server, {"no-such-program": ":", "nor-this": ":"})
         assert server.bash("ls -A", slot=-1).output == ""
