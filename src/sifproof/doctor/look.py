@@ -24,7 +24,7 @@ from sifproof.cluster import Cluster
 from sifproof.doctor.facts import Facts, parse
 from sifproof.doctor.findings import SKEW_S, Case, Finding, Image, by_weight, judge
 from sifproof.doctor.findings import drivers as driver_findings
-from sifproof.doctor.record import Doctor, Look
+from sifproof.doctor.record import CLUSTER, Doctor, Look
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import engine, source
 from sifproof.nomad import local
@@ -36,7 +36,6 @@ from sifproof.run import Run
 _HERE_WITHIN_S = 20.0
 _NODES_WITHIN_S = 20.0
 _ENGINE_ANSWERS_WITHIN_S = 5.0
-CLUSTER = "the cluster"
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.doctor.facts import Facts
 from sifproof.doctor.findings import Finding, needs_userns
+
+CLUSTER = "the cluster"
+"""Stands for a machine where something concerns the cluster as a whole."""
+
+_MOST = 3
+
+
+class Explanation(BaseModel):
+    """What the doctor saw that may be behind a failure."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    machine: str = Field(description="where it was seen: a host, a Nomad node, or `the cluster`")
+    finding: str = Field(description="what was looked at, such as `fuse`")
+    text: str = Field(description="what was seen, and why it matters")
+    mend: str = Field(default="", description="the command that mends it")
+
+    def __str__(self) -> str:
+        return f"doctor, {self.machine}: {self.text}" + (f" → {self.mend}" if self.mend else "")
 
 
 class Look(BaseModel):
@@ -42,6 +62,24 @@ class Doctor(BaseModel):
         """
         seen = [k.facts for k in self.looks if k.node and k.datacenter == datacenter and k.facts is not None]
         return any(needs_userns(facts, program) for facts in seen) if seen else None
+
+    def explain(self, sandbox: str, check: str, text: str, *, node: str = "", local: bool) -> list[Explanation]:
+        """What was seen that may be behind the failure of ``check``, or of a stage, of which ``text`` tells.
+
+        ``node`` is the name of the node that it happened on, empty where it is not known but from the text; ``local``
+        says that this machine is the node.
+        """
+        named = (k.machine for k in self.looks if k.node and re.search(rf"\bnode {re.escape(k.machine)}(?!\S)", text))
+        node = node or next(named, "")
+        found = []
+        for look in self.looks:
+            elsewhere = look.machine != node if look.node else look.machine != CLUSTER and not local
+            if node and elsewhere:
+                continue
+            found += [(look.machine, f) for f in look.findings if f.explains(sandbox, check, text)]
+        found.sort(key=lambda pair: pair[1].severity != "blocks")
+        seen = [Explanation(machine=m, finding=f.id, text=f.sentence, mend=f.mend) for m, f in found]
+        return seen[:_MOST]
 
     def lines(self) -> list[str]:
         """All of it for people, machine by machine, the worst first."""

@@ -14,13 +14,14 @@ What the run left out by plan does not count, but a run that measured nothing is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.config import SUITES
+from sifproof.doctor.record import Doctor, Explanation
 from sifproof.errors import Fault
 from sifproof.records import FaultRecord, Plan, PlannedSandbox, Verdict
 from sifproof.report.escaping import one_line
@@ -83,6 +84,7 @@ class Reason(BaseModel):
     text: str = Field(description="what happened, and why")
     todo: str = Field(default="", description="what to do next")
     follows: bool = Field(default=False, description="whether it only follows from another of the reasons")
+    doctor: list[Explanation] = Field(default=[], description="what the doctor saw that may be behind it")
 
 
 class SandboxDecision(BaseModel):
@@ -115,11 +117,13 @@ def decide(
     faults: Sequence[FaultRecord] = (),
     problems: Sequence[str] = (),
     describe: Describe | None = None,
+    *,
+    doctor: Doctor | None = None,
 ) -> Decision:
     """The decision on a run.
 
     ``problems`` are records that could not be read, a sentence each; ``describe`` gives what the registry knows about
-    a check by its id.
+    a check by its id. What ``doctor`` saw is put beside the reasons that it may explain, and decides nothing.
     """
     left_out = {sandbox.name for sandbox in plan.sandboxes if sandbox.left_out}
     counted = [v for v in verdicts if v.run == plan.run and v.sandbox not in left_out]
@@ -166,6 +170,9 @@ def decide(
         text = "Every sandbox was left out, nothing was measured." if known else "The run has no sandbox to measure."
         reasons.append(Reason(fault=Fault.INCOMPLETE, text=text))
     reasons.sort(key=_weight)
+    if doctor is not None:
+        nodes = {row.allocation: row.node for row in counted if row.allocation}
+        _explain(reasons, doctor, nodes, local=plan.nomad_local)
     outcome = Outcome.of(reason.fault for reason in reasons)
     return Decision(
         verdict=outcome,
@@ -174,6 +181,14 @@ def decide(
         reasons=reasons,
         sandboxes=decisions,
     )
+
+
+def _explain(reasons: Sequence[Reason], doctor: Doctor, nodes: Mapping[str, str], *, local: bool) -> None:
+    """Put beside each of ``reasons`` what ``doctor`` saw that may be behind it; ``nodes`` by allocation."""
+    for reason in reasons:
+        if not reason.follows:
+            node = nodes.get(reason.allocation, "")
+            reason.doctor = doctor.explain(reason.sandbox, reason.check, reason.text, node=node, local=local)
 
 
 def _weight(reason: Reason) -> tuple[int, bool]:

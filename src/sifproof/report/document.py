@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from sifproof.doctor.record import Explanation
 from sifproof.records import Verdict, write_atomically
 from sifproof.report.decision import Reason, SandboxDecision
 from sifproof.report.tables import CHECK_COLUMNS, SummaryRow
@@ -37,6 +38,7 @@ def page(text: str) -> str:
         "summary.tsv": fields(SummaryRow),
         "verdict.json": fields(VerdictFile),
         "reasons": fields(Reason),
+        "doctor": fields(Explanation),
         "sandboxes": fields(SandboxDecision),
         "nomad": fields(Nomad),
     }

@@ -96,7 +96,7 @@ def _result(kind: type[FinalResult], row: Any) -> FinalResult:
 def _reason_case(number: int, reason: Reason) -> TestCase:
     case = _new(f"{reason.sandbox or 'run'}.gate", f"{number} {reason.fault.value}", 0.0)
     error = Error(one_line(xml_text(reason.text), 300), reason.fault.value)
-    error.text = xml_text("\n".join(filter(None, [reason.text, reason.todo])))
+    error.text = xml_text("\n".join(filter(None, [reason.text, reason.todo, *map(str, reason.doctor)])))
     case.result = [error]
     return case
 

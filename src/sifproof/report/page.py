@@ -19,6 +19,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from sifproof.doctor.record import Explanation
 from sifproof.records import PlannedSandbox
 from sifproof.report.decision import CheckDescription, Describe, Reason, SandboxDecision
 from sifproof.report.escaping import one_line, printable
@@ -61,6 +62,7 @@ class ReasonCard:
     where: str
     description: CheckDescription | None
     rerun: str
+    doctor: list[Explanation]
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def render(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame, descr
             for sandbox in recorded.plan.sandboxes
             if sandbox.name in recorded.images
         ],
+        looks=recorded.doctor.looks if recorded.doctor else [],
         left_out=len(recorded.plan.sandboxes) - len(measured),
     )
 
@@ -242,6 +245,7 @@ def _reasons(verdict: VerdictFile, recorded: Recorded, describe: Describe | None
         else:
             heading, _, text = first.text.partition("\n")
         affected = dict.fromkeys(drivers[reason.sandbox] for reason in group if reason.sandbox in drivers)
+        explained = [seen for reason in group for seen in reason.doctor]
         one = len(affected) == 1 and len(drivers) > 1
         chosen = f" --config driver={shlex.quote(next(iter(affected)))}" if one else ""
         yield ReasonCard(
@@ -251,6 +255,7 @@ def _reasons(verdict: VerdictFile, recorded: Recorded, describe: Describe | None
             where=_some(list(dict.fromkeys(_place(r.sandbox, r.allocation) for r in group if r.sandbox))),
             description=describe(first.check) if describe and first.check else None,
             rerun=f"sifproof run{chosen}",
+            doctor=[seen for n, seen in enumerate(explained) if seen not in explained[:n]],
         )
 
 

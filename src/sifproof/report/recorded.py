@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from sifproof.doctor.record import Doctor
 from sifproof.records import FaultRecord, Plan, Verdict
 from sifproof.report.escaping import one_line
 
@@ -32,6 +33,8 @@ class Recorded:
     """Allocations and how long they took to run, by sandbox."""
     nomad: Document = field(default_factory=dict)
     """The cluster."""
+    doctor: Doctor | None = None
+    """What the doctor saw; None where it was not recorded."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -59,6 +62,8 @@ def read_run(folder: Path) -> Recorded:
         images=_documents(folder / "images", problems),
         endpoints=_documents(folder / "endpoints", problems),
         nomad=_documents(folder, problems, "nomad.json").get("nomad", {}),
+        # It decides nothing: a run is not incomplete without it.
+        doctor=_model(folder / "doctor.json", Doctor, []),
         problems=problems,
     )
 

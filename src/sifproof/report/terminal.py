@@ -16,8 +16,8 @@ _STYLES = {Outcome.ACCEPTED: "bold green", Outcome.REJECTED: "bold red"}
 def closing_lines(decision: Decision, report: Path, most: int = 10) -> list[str]:
     """One line with the verdict and the path of the report, then what led to it.
 
-    That is a line for each of the ``most`` weightiest reasons, without those that only follow from another, and one
-    for each sandbox that was left out.
+    That is a line for each of the ``most`` weightiest reasons, without those that only follow from another, what the
+    doctor saw that may be behind them, once each, and a line for each sandbox that was left out.
     """
     lines = [f"{decision.sentence.rstrip('.')}. Report: {report}"]
     reasons = [reason for reason in decision.reasons if not reason.follows]
@@ -26,6 +26,8 @@ def closing_lines(decision: Decision, report: Path, most: int = 10) -> list[str]
         # The one reason stands in the sentence already.
         said = [] if reason.text.rstrip(".") in decision.sentence else [reason.text]
         lines.append(one_line(f"{reason.fault.value} {where}: {' → '.join(filter(None, [*said, reason.todo]))}", 400))
+    seen = dict.fromkeys(str(explanation) for reason in reasons[:most] for explanation in reason.doctor)
+    lines += [one_line(text, 400) for text in seen]
     if len(reasons) > most:
         lines.append(f"… and {len(reasons) - most} more in the report")
     left_out = [sandbox for sandbox in decision.sandboxes if sandbox.verdict == "not-measured"]
