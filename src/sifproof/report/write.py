@@ -31,7 +31,9 @@ def write_reports(run_dir: Path, results: Path, describe: Describe | None = None
     Records that can't be read make the run incomplete; they never raise.
     """
     recorded = read_run(run_dir)
-    decision = decide(recorded.plan, recorded.verdicts, recorded.faults, recorded.problems, describe, doctor=recorded.doctor)
+    decision = decide(
+        recorded.plan, recorded.verdicts, recorded.faults, recorded.problems, describe, doctor=recorded.doctor
+    )
     put_in_place(render(recorded, decision, describe), run_dir, results)
     return decision
 
