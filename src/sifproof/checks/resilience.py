@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shlex
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from sifproof.checks.health import ready
 from sifproof.checks.persistence import Kept, lost, write_files
-from sifproof.checks.registry import Finding, NotMeasured, check, expect, measured
+from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
 from sifproof.checks.server import Server, nonce
 from sifproof.checks.suite import server_of
 from sifproof.deploy import free_port
 from sifproof.errors import SifproofError
-from sifproof.nomad import signals, twin
+from sifproof.nomad import second, signals, traces, twin
 from sifproof.nomad.allocations import parse_allocation
 from sifproof.nomad.client import NotFoundError
 from sifproof.nomad.probe import ProbeError
@@ -30,16 +34,19 @@ _WORKS_S = 10.0
 _TAKEN_S = 20.0
 """How long a server may take to find that its port is taken."""
 
+_BACK_S = 60.0
+"""How long an agent may take to have its allocations back."""
+
 _MIB = 1 << 20
 
 
-def _start(server: Server, job: dict[str, object]) -> Server:
-    """The server of the twin ``job``, ready; it ends with the suite."""
+def _start(server: Server, job: dict[str, object], keep: contextlib.ExitStack) -> Server:
+    """The server of the twin ``job``, ready; it ends with ``keep``."""
     placed = server.placed
     try:
-        allocation = server.keep.enter_context(twin.running(placed.nomad, job, placed.settings.nomad.placed_within_s))
+        allocation = keep.enter_context(twin.running(placed.nomad, job, placed.settings.nomad.placed_within_s))
         there = server_of(dataclasses.replace(placed, allocation=allocation, job=job))
-        there.keep = server.keep
+        there.keep = keep
         answered = ready(there)
     except SifproofError as error:
         raise NotMeasured(f"a second sandbox of this kind, to be harmed, did not start: {error}") from None
@@ -51,7 +58,15 @@ def _start(server: Server, job: dict[str, object]) -> Server:
 def _twin(server: Server) -> Server:
     """The twin that is killed and stopped."""
     placed = server.placed
-    return server.share("twin", lambda: _start(server, twin.create_twin(placed.job, node_id=placed.allocation.node_id)))
+    job = twin.create_twin(placed.job, node_id=placed.allocation.node_id)
+    return server.share("twin", lambda: _start(server, job, server.keep))
+
+
+def _second(server: Server) -> second.SecondClient:
+    """A second Nomad client of the run's own agent, started."""
+    placed = server.placed
+    home = Path(placed.cluster.directory)
+    return server.share("second", lambda: server.keep.enter_context(second.started(placed.nomad, home)))
 
 
 def _port_inside(server: Server) -> int:
@@ -105,6 +120,10 @@ def _kill(server: Server) -> Killed:
     once=True,
 )
 def killed(server: Server) -> Finding:
+    if server.placed.cluster.local:
+        # It takes its time to be ready: for the last check of the suite, which tells what is wrong with it.
+        with contextlib.suppress(SifproofError):
+            _second(server)
     return server.share("killed", lambda: _kill(server)).answered
 
 
@@ -252,7 +271,7 @@ def disk_full(server: Server) -> Finding:
     placed = server.placed
     job = twin.create_twin(placed.job, node_id=placed.allocation.node_id)
     twin.give_small_disk(job)
-    there = _start(server, job)
+    there = _start(server, job, server.keep)
     word, fill, other = nonce(), nonce(), min(1, server.slots - 1)
     kept = there.write(word, word)
     space = there.bash("df -Pk . | awk 'END { print $4 }'")
@@ -284,3 +303,79 @@ def disk_full(server: Server) -> Finding:
         wrong.append(f"after space was freed, wrote: {again}; read: {seen}")
     saw = f"{free // _MIB} MiB filled: {full.error}; {written.error}; {ran.error}"
     return expect(not wrong, "; ".join(wrong) or saw)
+
+
+@check(
+    "resilience.agent",
+    "While the node's Nomad agent is dead (SIGKILL) the server works on; when the agent is back it has the allocation "
+    "again, with the same process and data, and can stop it, or Nomad says what became of it.",
+    why="Agents are restarted for updates under running sandboxes; one that forgets its tasks leaves them for ever.",
+    todo="See what ties the server to the agent's life (control groups, a parent that it watches), and read the "
+    "allocation's events.",
+    waits_s=second.FIRST_HEARTBEAT_S,
+    once=True,
+)
+def agent(server: Server) -> Finding:
+    placed = server.placed
+    if not placed.cluster.local:
+        raise NotApplicable("the cluster is not this run's own: nobody kills agents that others use")
+    with contextlib.ExitStack() as keep:
+        try:
+            client = _second(server)
+            client.wait_ready()
+        except SifproofError as error:
+            raise NotMeasured(f"there is no agent to be killed: {error}") from None
+        there = _start(server, twin.create_twin(placed.job, datacenter=client.datacenter), keep)
+        files = write_files(there)
+        held = keep.enter_context(_held(there.placed.allocation.id))
+        client.kill()
+        if unable := _unable(there):
+            return expect(False, f"with the agent killed, a command: {unable}")
+        began = time.monotonic()
+        client.start()
+        if away := _away(there, files[0], client):
+            return expect(False, f"the agent was started again, and does not have the allocation back: {away}")
+        seconds = time.monotonic() - began
+        before, now = (
+            there.placed.allocation,
+            parse_allocation(placed.nomad.get("allocation", there.placed.allocation.id)),
+        )
+        if now.client_status != "running" or last_start_ns(now) != last_start_ns(before):
+            gone = traces.wait_ended(held, placed.settings.nomad.stopped_within_s)
+            told = "; ".join(f"{e.type}: {e.message}" for e in now.events[-3:])
+            return expect(gone, f"Nomad says: {told}; the old server {'has ended' if gone else 'still runs'}")
+        wrong = lost(there, files)
+        if held and traces.wait_ended(held, 0):
+            wrong.append("its processes are not those from before")
+        placed.nomad.deregister(there.placed.job["Job"]["ID"], purge=False)
+        if not traces.wait_ended(held, placed.settings.nomad.stopped_within_s):
+            wrong.append(f"told to stop it, Nomad did not within {placed.settings.nomad.stopped_within_s:g} s")
+    same = f"the same {len(held)} processes" if held else "the same server, whose processes can't be seen from here,"
+    return expect(not wrong, "; ".join(wrong) or f"{same} with their data, {seconds:.1f} s after the agent's start")
+
+
+@contextlib.contextmanager
+def _held(allocation: str) -> Iterator[list[int]]:
+    """Descriptors of the processes of an allocation on this machine: they go on meaning these."""
+    seen = traces.find_processes([allocation])[allocation]
+    opened = traces.open_pidfds([process.pid for process in seen if not process.is_nomad])
+    try:
+        yield list(opened.values())
+    finally:
+        for descriptor in opened.values():
+            os.close(descriptor)
+
+
+def _away(there: Server, kept: Kept, client: second.SecondClient) -> str:
+    """Wait until Nomad reads a file of the allocation from its agent again; why it does not, empty where it does."""
+    path = f"{there.workspace(kept.slot)}/{kept.path}"
+    end = time.monotonic() + _BACK_S
+    while True:
+        try:
+            there.read_allocation_file(path)
+            return ""
+        except SifproofError as error:
+            if time.monotonic() > end:
+                return str(error)
+        client.check_runs()
+        time.sleep(0.05)  # what an agent knows again, no event tells

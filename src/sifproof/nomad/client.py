@@ -223,6 +223,12 @@ class Client:
                 timeout=_RESTART_S,
             )
 
+    def forget_node(self, node_id: str) -> None:
+        """Make Nomad forget a node whose client has ended; needs ``node { policy = "write" }``."""
+        validate_id(node_id, "node id")
+        with self._in_words(f"node {node_id}"):
+            self._endpoints["node"].request(node_id, "purge", method="post")
+
     def bootstrap(self, token: str) -> None:
         """Make ``token``, a UUID, the first management token of a cluster whose access control has none yet.
 

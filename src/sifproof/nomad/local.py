@@ -10,6 +10,7 @@ watches the run's outermost process and clears everything away when that has end
     agent.json    what is added to nomad-singularity.hcl; holds a key, so for this user alone too
     tls/          certificate for the port that Nomad's servers and clients use among themselves
     data/         Nomad's: allocations and state
+    second-…/     the same of a client beside it, while there is one (see :mod:`sifproof.nomad.second`)
 
 Its API runs any program as the agent's user, outside all containers, and loopback is open to every user of the machine
 and to what runs in a contained sandbox. So it answers to that token alone, and the ports for Nomad's servers to that
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +45,9 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFIGURATION = ROOT / "nomad-singularity.hcl"
 DIRECTORY = ROOT / ".tools" / "agents"
 """Not in the folder of set-up's tools where that is elsewhere: it may be another user's, or shared by checkouts."""
+
+SECOND = "second-"
+"""Begins the name of the directory of a second client, in that of the agent."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _READY_S = 60.0
@@ -177,15 +181,19 @@ def start(
     return LocalAgent.model_validate(told)
 
 
-def _environment(home: Path) -> dict[str, str]:
+def handed_on() -> dict[str, str]:
+    """What an agent gets of this process's environment."""
     variables = {**os.environ, **tools.environment()}
-    kept = {name: variables[name] for name in _HANDED_ON if variables.get(name)}
+    return {name: variables[name] for name in _HANDED_ON if variables.get(name)}
+
+
+def _environment(home: Path) -> dict[str, str]:
     temporary = home / "tmp"
     if len(str(temporary)) > _LONGEST_TMPDIR:
         temporary = Path(tempfile.mkdtemp(prefix="sifproof-"))
     else:
         temporary.mkdir(exist_ok=True)
-    return {**kept, "TMPDIR": str(temporary)}
+    return {**handed_on(), "TMPDIR": str(temporary)}
 
 
 def _tail(log: Path, lines: int = 8) -> str:
@@ -283,9 +291,32 @@ def processes(home: Path) -> list[traces.Process]:
 
     Not those that only look at its files: these may be a person's.
     """
-    ids = [path.name for path in (home / "data" / "alloc").glob("*")]
+    ids = [path.name for path in _allocations(home)]
     found = traces.find_processes([f"{home}/", *ids], traces.OWN)
     return list({p.pid: p for several in found.values() for p in several}.values())
+
+
+def _allocations(home: Path) -> list[Path]:
+    """The directories of the allocations of the agent at ``home`` and of its second clients, or of such a client."""
+    return [path for place in ("data/", f"{SECOND}*/", "") for path in home.glob(f"{place}alloc/*")]
+
+
+def end_second_clients(home: Path) -> None:
+    """End the clients that :mod:`sifproof.nomad.second` started beside the agent of ``home``, with their tasks."""
+    for place in home.glob(f"{SECOND}*"):
+        end_second_client(place)
+
+
+def end_second_client(place: Path) -> None:
+    """End what is left of a second client with its directory at ``place``, and of its tasks.
+
+    For when it can't be told to stop its tasks any more.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        traces.end_processes(_agent(place, (place / "pid").read_text(encoding="ascii")), 0)
+    _end(lambda: processes(place))
+    for point in traces.find_mounts(f"{place}/"):
+        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
 
 
 def clear(home: Path) -> list[str]:
@@ -295,21 +326,15 @@ def clear(home: Path) -> list[str]:
     if docker:
         # No engine here: no container here either, or none that could be removed.
         with contextlib.suppress(SifproofError):
-            for allocation in (home / "data" / "alloc").glob("*"):
+            for allocation in _allocations(home):
                 for container in traces.find_containers(allocation.name, str(docker.path)):
                     found.append(f"container {container}")
                     traces.remove_container(container, str(docker.path))
-    for _ in range(10):  # a process may start another before it is ended
-        left = [*_agents(home), *processes(home)]
-        if not left:
-            break
-        found += [str(p) for p in left]
-        # Nomad's helpers go by themselves when their task has ended.
-        traces.end_processes([p for p in left if not p.is_nomad] or left, 5)
+    found += _end(lambda: [*_agents(home), *processes(home)])
     for point in traces.find_mounts(f"{home}/"):
         found.append(f"mount {point}")
         subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
-    for allocation in (home / "data" / "alloc").glob("*"):
+    for allocation in _allocations(home):
         for group in _CGROUPS.glob(f"*/nomad/{allocation.name}.*"):
             with contextlib.suppress(OSError):
                 group.rmdir()
@@ -320,16 +345,35 @@ def clear(home: Path) -> list[str]:
     return found
 
 
+def _end(find: Callable[[], list[traces.Process]]) -> list[str]:
+    """End what ``find`` finds until that is nothing; what was found, in words."""
+    found: list[str] = []
+    for _ in range(10):  # a process may start another before it is ended
+        left = find()
+        if not left:
+            break
+        found += [str(p) for p in left]
+        # Nomad's helpers go by themselves when their task has ended.
+        traces.end_processes([p for p in left if not p.is_nomad] or left, 5)
+    return found
+
+
 def _agents(home: Path) -> list[traces.Process]:
-    """The agent of ``home``, if its supervisor was killed and it has not ended yet."""
-    try:
+    """The agent of ``home``, if its supervisor was killed and it has not ended yet, and its second clients."""
+    agents = [found for file in home.glob(f"{SECOND}*/pid") for found in _agent(home, file.read_text(encoding="ascii"))]
+    with contextlib.suppress(OSError, ValueError, KeyError):
         state = json.loads((home / "state.json").read_text(encoding="utf-8"))
-        command = Path(f"/proc/{state['agent']}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-    except (OSError, ValueError, KeyError):
+        agents += _agent(home, state["agent"])
+    return agents
+
+
+def _agent(home: Path, pid: int | str) -> list[traces.Process]:
+    """The process ``pid``, if it is an agent with its files in ``home``."""
+    try:
+        command = Path(f"/proc/{int(pid)}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except (OSError, ValueError):
         return []
-    if str(home) not in command:
-        return []
-    return [traces.Process(pid=state["agent"], command=command, by="command")]
+    return [traces.Process(pid=int(pid), command=command, by="command")] if f"{home}/" in command else []
 
 
 def _temporary(home: Path) -> Path | None:

@@ -241,6 +241,7 @@ def end(home: Path, agent: subprocess.Popen[bytes] | None, state: dict[str, Any]
     if agent is not None and agent.poll() is None:
         # In this order: an agent that stops while a task goes down leaves its logmon and executor for good.
         try:
+            local.end_second_clients(home)
             purge_jobs(state["address"], home)
             left = traces.wait_none(lambda: local.processes(home), _TASKS_END_S)
             for process in left:
