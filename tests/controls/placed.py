@@ -63,7 +63,7 @@ class House:
             stages.write(path, convert.convert(image, self.images / "sif", log=log, identity=identity))
         else:
             loaded = engine.load_into_engine(image, name, log=log, identity=identity)
-            stages.write(path, LoadedImage(source=str(image), digest=identity.digest, name=loaded, seconds={}))
+            stages.write(path, LoadedImage.of(str(image), identity, loaded, {}))
         return path
 
     @contextlib.contextmanager

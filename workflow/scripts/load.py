@@ -17,7 +17,5 @@ with stages.stage("image", snakemake, sandbox=sandbox):
         source.parse(image.source), sandbox, log=Path(snakemake.log[0]), settings=settings, identity=image.digest
     )
     seconds = {"load": round(time.monotonic() - begin, 3)}
-    stages.write(
-        snakemake.output.image, LoadedImage(source=image.source, digest=image.digest.digest, name=name, seconds=seconds)
-    )
+    stages.write(snakemake.output.image, LoadedImage.of(image.source, image.digest, name, seconds))
     print(name)

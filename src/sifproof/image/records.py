@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sifproof.image import daemon
 from sifproof.image.digest import SourceDigest
 
 
@@ -24,4 +25,18 @@ class LoadedImage(BaseModel):
     source: str = Field(description="where it was loaded from")
     digest: str = Field(description="sha256:… of its config")
     name: str = Field(description="name and tag in the engine")
+    id: str = Field(description="what the engine calls it by: it can't be given to another image")
+    layers: list[str] = Field(description="digests of the uncompressed layers of the source, lowest first")
     seconds: dict[str, float] = Field(description="seconds per step")
+
+    @classmethod
+    def of(cls, source: str, identity: SourceDigest, name: str, seconds: dict[str, float]) -> LoadedImage:
+        """The image ``name`` of the engine, which was loaded from ``source``, now."""
+        return cls(
+            source=source,
+            digest=identity.digest,
+            name=name,
+            id=daemon.inspect(name).id,
+            layers=identity.layers,
+            seconds=seconds,
+        )
