@@ -51,6 +51,12 @@ plugin "docker" {
     # A sandbox with `privileged: true`. Without this, each such task ends in "Driver Failure".
     allow_privileged = true
 
+    # Nomad's own list, and sys_admin for a sandbox with `nested_sandboxes: true`.
+    allow_caps = [
+      "audit_write", "chown", "dac_override", "fowner", "fsetid", "kill", "mknod", "net_bind_service",
+      "setfcap", "setgid", "setpcap", "setuid", "sys_chroot", "sys_admin",
+    ]
+
     # Nomad deletes an image some minutes after its last task, by default. These images are not Nomad's.
     gc {
       image = false

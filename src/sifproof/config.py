@@ -148,6 +148,12 @@ class Sandbox(Section):
     cpu: int = Field(default=500, ge=20, description="MHz that Nomad reserves per allocation")
     memory: int = Field(default=512, ge=32, description="MiB that Nomad reserves per allocation")
     privileged: bool = Field(default=False, description="docker: run the container privileged; singularity: no effect")
+    nested_sandboxes: bool = Field(
+        default=False,
+        description="docker: let bubblewrap work in the container. It costs the container's seccomp and AppArmor "
+        "profiles, and its server gets CAP_SYS_ADMIN, with which it could reach the node; commands in bubblewrap get "
+        "no capability. The clients must allow `sys_admin` (`allow_caps`). singularity: works without",
+    )
     datacenter: str = Field(default="dc1", min_length=1, description="Nomad datacenter to place in")
     command: list[str] = Field(
         default=["python3", "/app/sandbox_server.py"],

@@ -67,6 +67,7 @@ def render_job(
             port,
             sandbox.datacenter,
             sandbox.driver,
+            nested_sandboxes=sandbox.nested_sandboxes,
             command=sandbox.command,
             workdir=sandbox.workdir,
             binds=sandbox.binds,

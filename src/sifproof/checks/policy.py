@@ -46,8 +46,11 @@ def _says(pattern: str) -> tuple[bool, int]:
     return not _WILD.search(pattern), len(pattern)
 
 
-def level(check: Check, driver: str, policy: config.Policy) -> tuple[Level, str]:
-    """How ``check`` counts for a sandbox of ``driver``, and why where it is not required."""
+def level(check: Check, driver: str, policy: config.Policy, *, given: bool = False) -> tuple[Level, str]:
+    """How ``check`` counts for a sandbox of ``driver``, and why where it is not required.
+
+    ``given`` says that a setting of the sandbox gives what its driver does not by itself.
+    """
     weights = [
         # Of two that say as much, the stricter.
         ((*_says(pattern), -LEVELS.index(word)), word, pattern)
@@ -58,9 +61,14 @@ def level(check: Check, driver: str, policy: config.Policy) -> tuple[Level, str]
     if weights:
         _, word, pattern = max(weights)
         return word, "" if word == "required" else f"the policy of the config says so ({pattern})"
-    if driver in check.advisory:
+    if driver in check.advisory and not given:
         return "advisory", check.advisory[driver]
     return "required", ""
+
+
+def _level_in(sandbox: config.Sandbox, check: Check) -> tuple[Level, str]:
+    given = any(getattr(sandbox, setting) for setting in check.given_by)
+    return level(check, sandbox.driver, sandbox.policy, given=given)
 
 
 def parse_limit(text: str, check: Check) -> float:
@@ -82,7 +90,7 @@ def plan_checks(sandbox: config.Sandbox, suites: Iterable[str]) -> dict[str, Any
         if sandbox.driver not in check.drivers:
             off[check.id] = f"does not apply to the driver {sandbox.driver}"
             continue
-        word, why = level(check, sandbox.driver, sandbox.policy)
+        word, why = _level_in(sandbox, check)
         if word == "off":
             off[check.id] = why
             continue
@@ -170,7 +178,7 @@ _ALL_REST = "all other checks rest on {}"
 
 
 def _is_loose(check: Check, sandbox: config.Sandbox) -> bool:
-    return level(check, sandbox.driver, sandbox.policy)[0] != "required"
+    return _level_in(sandbox, check)[0] != "required"
 
 
 def _wrong_limit(check: str, text: str, known: Mapping[str, Check]) -> str:

@@ -60,6 +60,8 @@ class Check:
         to whose sandboxes it applies; for others it is not planned.
     ``advisory``
         for which drivers it is not required unless the config says so, with the reason.
+    ``given_by``
+        settings of a sandbox; where one is on, ``advisory`` does not count, for the sandbox can then keep it.
     ``waits_s``
         seconds that it waits on purpose, for a time-out or a command that sleeps: no cost of the gate's own.
     ``unit``, ``at_least``
@@ -81,6 +83,7 @@ class Check:
     unit: str = ""
     at_least: bool = False
     once: bool = False
+    given_by: tuple[str, ...] = ()
 
     @property
     def suite(self) -> str:
@@ -106,6 +109,7 @@ def check(
     unit: str = "",
     at_least: bool = False,
     once: bool = False,
+    given_by: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
     """Register the function below as the check ``id``; the arguments are those of :class:`Check`.
 
@@ -130,6 +134,7 @@ def check(
             unit,
             at_least,
             once,
+            given_by,
         )
         return function
 

@@ -27,6 +27,11 @@ META_VERSION = "sifproof_version"
 CHANGED = " is not the image that was converted, whose sha256 is "
 """What a task says, between the file and its checksum, before it ends."""
 
+# What bubblewrap takes in a container: Docker's seccomp profile has no pivot_root(2), its AppArmor profile no mount(2).
+# Its masks over parts of /proc forbid the kernel to mount a new /proc in a user namespace, and Nomad's driver can't
+# leave them out as `docker run --security-opt systempaths=unconfined` does; CAP_SYS_ADMIN lets the server mount one.
+NESTED = {"cap_add": ["sys_admin"], "security_opt": ["seccomp=unconfined", "apparmor=unconfined"]}
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NANOSECONDS = 1_000_000_000
@@ -169,6 +174,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
     driver: Literal["singularity", "docker"] = "singularity",
     singularity_image: str | None = None,
     *,
+    nested_sandboxes: bool = False,
     command: Sequence[str] = COMMAND,
     workdir: str = "/app",
     binds: Sequence[str] = (),
@@ -201,6 +207,8 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
         MHz and MiB to reserve per allocation.
     ``privileged``
         ``docker`` only: Apptainer gives no rights that its user lacks.
+    ``nested_sandboxes``
+        ``docker`` only: let bubblewrap work in the container; see :data:`NESTED`.
     ``binds``
         further paths of the node, ``/on/the/node:/in/the/container[:ro]``.
     ``environment``
@@ -277,6 +285,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
                 "work_dir": _literal(workdir),
                 "ports": [PORT_LABEL],
                 "privileged": privileged,
+                **(NESTED if nested_sandboxes else {}),
                 **({"volumes": [_literal(b) for b in binds]} if binds else {}),
             },
             "Env": environment,

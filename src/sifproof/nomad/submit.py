@@ -182,6 +182,8 @@ def _not_started(event: Event, what: str) -> SifproofError:
     fault, todo = Fault.INFRASTRUCTURE, "look at the log of the node's Nomad client"
     if "privileged" in text:
         todo = 'set `allow_privileged = true` in plugin "docker" of the clients, or `privileged: false` here'
+    elif "sys_admin" in text:
+        todo = 'add "sys_admin" to `allow_caps` in plugin "docker" of the clients, or `nested_sandboxes: false` here'
     elif re.search(r"port is already allocated|address already in use", text):
         todo = "a process that Nomad doesn't know holds the port on the node: end it"
     elif re.search(r"[Ff]ailed to pull|pull access denied|manifest|[Nn]o such image", text):
