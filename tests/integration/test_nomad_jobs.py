@@ -445,15 +445,15 @@ def test_a_port_that_does_not_answer_is_not_closed(client, tmp_path):
     assert "no answer" in end.port_seen
 
 
-def test_allocation_of_another_machine_is_not_looked_at(client, tmp_path):
+def test_an_allocation_of_which_nothing_is_seen_from_here_is_looked_for_on_its_node(client, tmp_path):
     job_id = new_id()
     (allocation,) = run(client, shell_job(job_id, LISTEN))
     client.deregister(job_id, purge=True)
     # Nothing of it is here any more, as nothing would be if it had run elsewhere.
     wait_until(lambda: not traces.find_processes([allocation.id])[allocation.id])
     (end,) = teardown.stop_and_verify(client, job_id, [allocation], collect=tmp_path).allocations
-    assert not end.looked_at
-    assert end.ended_s is None
+    assert end.looked_at
+    assert (end.processes, end.mounts, end.ended_s) == ([], [], None)
 
 
 def test_sweep_leaves_the_jobs_of_others(client, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.registry import Finding, NotMeasured, check, expect
 from sifproof.errors import Fault
 from sifproof.nomad.teardown import AllocationEnd
 
@@ -28,7 +28,7 @@ def _within(seconds: float | None, ended: Ended, what: str, seen: str = "") -> F
 
 def _none_left(ended: Ended, left: Sequence[object]) -> Finding:
     if not ended.allocation.looked_at:
-        raise NotApplicable(f"node {ended.allocation.node} is not this machine: it can't be looked at from here")
+        raise NotMeasured(f"node {ended.allocation.node} could not be looked at: {ended.allocation.unseen}")
     return expect(not left, "left on the node: " + "; ".join(map(str, left)) if left else "none left on the node")
 
 

@@ -1,7 +1,8 @@
 """Stop a job and find out what is left of it. Facts only: what is good enough is judged by the checks.
 
 Nomad's own word is not enough: a purged job's allocations are gone from its answers at once, while their processes
-still run. So after the stop each port is tried, and this machine is searched, where the allocation ran on it.
+still run. So after the stop each port is tried, and the machine that the allocation ran on is searched: this one by
+:mod:`~sifproof.nomad.traces`, another by a script that runs there (:mod:`~sifproof.nomad.remains`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof import tools
 from sifproof.errors import SifproofError
-from sifproof.nomad import traces
+from sifproof.nomad import remains, traces
 from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client, NotFoundError
 from sifproof.nomad.job import META_VERSION
@@ -47,9 +48,10 @@ class AllocationEnd(BaseModel):
     terminal_s: float | None = Field(description="until Nomad said that it has ended")
     exit_code: int | None = Field(description="of its task, 143 for one that SIGTERM ended; None where Nomad missed it")
     killed: bool = Field(description="whether it did not end on SIGTERM and was killed after kill_timeout")
-    looked_at: bool = Field(description="whether processes and mounts could be seen from here: it ran on this machine")
+    looked_at: bool = Field(description="whether processes and mounts could be looked for, here or on its node")
+    unseen: str = Field("", description="why they could not")
     ended_s: float | None = Field(
-        description="until the processes seen before the stop had ended; None if not looked at"
+        description="until the processes seen before the stop had ended; None if they were not seen from here"
     )
     processes: list[Process] = Field(description="processes of it that are left")
     mounts: list[str] = Field(description="mount points of it that are left")
@@ -77,6 +79,7 @@ def stop_and_verify(
     collect: Path,
     deadline_s: float = 10.0,
     local: bool = False,
+    run: str = "",
 ) -> Teardown:
     """Stop and purge ``job_id``, and look for what is left of its ``allocations`` (Nomad's own list where absent).
 
@@ -84,8 +87,9 @@ def stop_and_verify(
     stopped; ports, processes and Nomad's word are waited for, ``deadline_s`` seconds in all; the job is purged; ports,
     processes, mounts and containers are looked for once more.
 
-    Processes and mounts can be looked at where the allocation runs on this machine: where ``local`` says so, or where
-    processes of it are seen before the stop. Elsewhere ``looked_at`` is false.
+    Processes and mounts are looked for here where the allocation runs on this machine, as far as this user may see it:
+    where ``local`` says so, or where processes of it are seen before the stop. Else a script looks on its node, before
+    the stop and after it; ``run`` is the run's id, for the names of these jobs.
 
     Raises :class:`SifproofError` where Nomad can't be asked. A job that Nomad does not know is no error.
     """
@@ -97,6 +101,8 @@ def stop_and_verify(
     before = traces.find_processes(ids) if ids else {}
     here = {a.node_id for a in known.values() if local or before[a.id]}
     looked = {a.id: local or a.node_id in here for a in known.values()}
+    afar = {a.id: a.node_id for a in known.values() if not looked[a.id]}
+    noted = remains.find(client, afar, run=run)
 
     with _pidfds(before) as pidfds:
         stopped = time.monotonic()
@@ -113,6 +119,8 @@ def stop_and_verify(
         collected = _collect(client, job_id, [final.get(i, known[i]) for i in ids], collect)
         client.deregister(job_id, purge=True)
         purged = _forgotten(client, job_id)
+        rest = max(end - time.monotonic(), 0.5)
+        there = remains.find(client, afar, run=run, before=noted, within_s=rest, containers="docker" in drivers)
 
         ends = []
         for allocation in known.values():
@@ -128,6 +136,9 @@ def stop_and_verify(
                         containers = traces.find_containers(allocation.id, str(docker.path))
                     except SifproofError as error:
                         unseen = str(error)
+            else:
+                seen = there[allocation.id]
+                left, mounts, containers, unseen = seen.processes, seen.mounts, seen.containers, seen.containers_unseen
             code = next((e.details.get("exit_code") for e in reversed(last.events) if e.type == "Terminated"), None)
             ends.append(
                 AllocationEnd(
@@ -140,7 +151,8 @@ def stop_and_verify(
                     terminal_s=terminal.get(allocation.id),
                     exit_code=int(code) if code and code != _MISSED else None,
                     killed=_was_killed(last),
-                    looked_at=looked[allocation.id],
+                    looked_at=looked[allocation.id] or not there[allocation.id].unseen,
+                    unseen="" if looked[allocation.id] else there[allocation.id].unseen,
                     ended_s=gone[allocation.id] if looked[allocation.id] and pidfds[allocation.id] else None,
                     processes=left,
                     mounts=mounts,
