@@ -101,7 +101,7 @@ def only_workspace_writable(server: Server) -> Finding:
     every = f'for d in / /*/ /usr/*/ /etc/*/ /var/*/ "$HOME/" {data}/ {data}/*/; do f="$d"{name}'
     own = "|".join(f"{path}/*" for path in _OWN.split())
     elsewhere = f'case $d in {own}) continue;; esac; if test "$d" -ef .; then continue; fi'
-    wrote = _call(server, f"{every}; {elsewhere}; echo x > "$f"; done 2>/dev/null; echo x > {name} && echo workspace")
+    wrote = _call(server, f'{every}; {elsewhere}; echo x > "$f"; done 2>/dev/null; echo x > {name} && echo workspace')
     _only_where_claimed(wrote)
     left = _call(server, f'{every}; {elsewhere}; if test -e "$f"; then echo "$d"; rm -f "$f"; fi; done 2>/dev/null; :')
     _call(server, f"rm -f {name}")
