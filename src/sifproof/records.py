@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -144,11 +143,11 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> Counter[Word]:
-    """Write ``verdicts`` to ``path`` as JSON lines; returns how many there are of each word."""
+def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Write ``verdicts`` to ``path`` as JSON lines, once all are there; returns them."""
     rows = list(verdicts)
     write_atomically(path, "".join(v.model_dump_json() + "\n" for v in rows))
-    return Counter(v.verdict for v in rows)
+    return rows
 
 
 def read_verdicts(path: Path) -> Iterator[Verdict]:

@@ -11,15 +11,16 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from sifproof.errors import Fault, SifproofError
-from sifproof.records import FaultRecord, Word, write_atomically
+from sifproof.records import FaultRecord, PlannedSandbox, Verdict, write_atomically
 from sifproof.run import Run
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -83,10 +84,13 @@ def _hand_on(error: SifproofError, name: str, snakemake: Any, sandbox: str) -> N
     print(BAD + str(error), flush=True)
 
 
-def outcome(counts: Mapping[Word, int]) -> str:
-    """The last line of a suite's log: how many verdicts there are of each word."""
-    text = ", ".join(f"{counts[word]} {word}" for word in get_args(Word) if counts.get(word))
-    return text if text and set(counts) <= {"pass", "waived"} else BAD + (text or "no verdict")
+def outcome(suite: str, planned: PlannedSandbox, verdicts: Sequence[Verdict]) -> str:
+    """The last line of the log of ``suite``: how many verdicts there are of each word; bad where one that counts is."""
+    if not any(check.startswith(f"{suite}.") for check in planned.checks):
+        return "nothing to check: off"
+    counts = Counter(v.verdict + ("" if v.required or v.verdict == "pass" else " (not required)") for v in verdicts)
+    text = ", ".join(f"{number} {word}" for word, number in counts.most_common()) or "no verdict"
+    return text if counts and not set(counts) & {"fail", "flaky", "not-measured"} else BAD + text
 
 
 def record(run: Path, error: SifproofError, name: str, sandbox: str = "") -> None:

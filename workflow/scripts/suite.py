@@ -24,4 +24,5 @@ with stages.stage(name, snakemake, sandbox=sandbox):
         earlier=earlier,
         log=sys.stdout,
     )
-    print(stages.outcome(write_verdicts(Path(snakemake.output.verdicts), verdicts)))
+    written = write_verdicts(Path(snakemake.output.verdicts), verdicts)
+    print(stages.outcome(name, plan.sandbox(sandbox), written))

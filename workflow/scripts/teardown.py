@@ -21,4 +21,5 @@ with stages.stage("teardown", snakemake, sandbox=sandbox):
         collect=Run(snakemake.params.run).folder / "tasks" / sandbox,
         log=sys.stdout,
     )
-    print(stages.outcome(write_verdicts(Path(snakemake.output.verdicts), verdicts)))
+    written = write_verdicts(Path(snakemake.output.verdicts), verdicts)
+    print(stages.outcome("teardown", plan.sandbox(sandbox), written))
