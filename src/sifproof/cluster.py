@@ -60,3 +60,6 @@ class Endpoints(BaseModel):
     job_id: str
     allocations: list[Allocation]
     seconds: dict[str, float] = Field(description="seconds per phase, from submission to a started task")
+    healthy_s: dict[str, float] = Field(
+        default={}, description="seconds from submission to the first healthy answer, by allocation, where it was seen"
+    )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +19,13 @@ from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
 from sifproof.nomad import job
 from sifproof.nomad import submit as submission
+from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import Client
 from sifproof.nomad.static_port import pick_static_port
 from sifproof.nomad.userns import needs_userns
 from sifproof.records import PlannedSandbox, write_atomically
 from sifproof.run import Run
+from sifproof.sandbox.client import SandboxClient, ServerError
 
 
 def render_job(
@@ -113,20 +117,62 @@ def free_port(client: Client, settings: config.Settings, sandbox: config.Sandbox
     return pick_static_port(client, sandbox.datacenter, configured | rendered)
 
 
+WATCHED_S = 10.0
+"""How long servers that run are asked for their first healthy answer; one that takes longer is `health.ready`'s."""
+
+_ASKED_EVERY_S = 0.02
+
+
 def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, job_file: str) -> Endpoints:
-    """Submit the rendered job; its allocations once all run.
+    """Submit the rendered job; its allocations once all run, and when each gave its first healthy answer.
 
     Raises :class:`~sifproof.errors.SifproofError` as soon as Nomad knows that it won't come to that. What was placed
     stays for teardown to collect and to stop.
     """
     content = stages.read_document(job_file)
+    job_id, within_s = planned.job_id, settings.nomad.placed_within_s
     with cluster.connect(settings.nomad) as client:
         begin = time.monotonic()
         submission.submit(client, content)
         submitted = time.monotonic()
-        found = submission.wait_for_allocations(client, planned.job_id, planned.count, settings.nomad.placed_within_s)
-        running = time.monotonic()
+        placed = submission.wait_for_allocations(client, job_id, planned.count, within_s, started=False)
+        # Asked from now on: Nomad says "running" a while after a server may have answered.
+        with _first_answers(placed) as answers:
+            left = max(within_s - (time.monotonic() - submitted), 1.0)
+            found = submission.wait_for_allocations(client, job_id, planned.count, left)
+            running = time.monotonic()
+            while wait(answers.values(), timeout=0.5).not_done and time.monotonic() < running + WATCHED_S:
+                if any(submission.failure_of(client, now) for now in get_job_allocations(client, job_id)):
+                    break
+    times = {id: at - begin for id, answer in answers.items() if (at := answer.result()) is not None}
     seconds = {"submit": submitted - begin, "place and start": running - submitted}
+    if len(times) == len(answers):
+        seconds["first answer"] = max(0.0, max(times.values()) - (running - begin))
     return Endpoints(
-        job_id=planned.job_id, allocations=found, seconds={name: round(value, 3) for name, value in seconds.items()}
+        job_id=job_id,
+        allocations=found,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        healthy_s={id: round(value, 4) for id, value in times.items()},
     )
+
+
+@contextmanager
+def _first_answers(allocations: Sequence[Allocation]) -> Iterator[dict[str, Future[float | None]]]:
+    """When each of ``allocations`` first answered in health, by the monotonic clock; asked until the block ends."""
+    over = threading.Event()
+
+    def ask(url: str) -> float | None:
+        client = SandboxClient(url, timeout_s=1.0, grace_s=0.0)
+        while not over.is_set():
+            try:
+                client.health()
+                return time.monotonic()
+            except ServerError:
+                over.wait(_ASKED_EVERY_S)
+        return None
+
+    with ThreadPoolExecutor(max(len(allocations), 1)) as askers:
+        try:
+            yield {allocation.id: askers.submit(ask, allocation.url) for allocation in allocations}
+        finally:
+            over.set()
