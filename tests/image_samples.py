@@ -21,14 +21,18 @@ CONFIG = {
 LONG = "long-" + 60 * "x" + "/" + 60 * "y" + ".txt"
 
 
-def layer(members: dict[str, bytes | str | int | None]) -> bytes:
+Member = bytes | str | int | None
+
+
+def layer(members: dict[str, Member | tuple[Member, dict[str, Any]]]) -> bytes:
     """A tar: bytes make a file, a word a link, None a directory, a number an executable of that mode.
 
-    Names that end in ``|`` are devices.
+    Names that end in ``|`` are devices. Attributes of the tar's header may stand beside the content.
     """
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, content in members.items():
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as tar:
+        for name, given in members.items():
+            content, attributes = given if isinstance(given, tuple) else (given, {})
             member = tarfile.TarInfo(name)
             if name.endswith("|"):
                 member.name, member.type, member.devmajor, member.devminor = name[:-1], tarfile.CHRTYPE, 1, 3
@@ -40,6 +44,8 @@ def layer(members: dict[str, bytes | str | int | None]) -> bytes:
                 member.mode = content
             else:
                 member.size = len(content)
+            for attribute, value in attributes.items():
+                setattr(member, attribute, value)
             tar.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else None)
     return stream.getvalue()
 
@@ -63,12 +69,12 @@ def layers(mark: str = "") -> list[bytes]:
     return [lower, layer({"etc/.wh.gone": b"", "app": None, "app/empty": b"", "app/data": b"\0\1\2" * 1000})]
 
 
-def config(blobs: list[bytes], architecture: str = "") -> bytes:
+def config(blobs: list[bytes], architecture: str = "", settings: dict[str, Any] | None = None) -> bytes:
     return json.dumps(
         {
             "architecture": architecture or host_architecture(),
             "os": "linux",
-            "config": CONFIG,
+            "config": CONFIG if settings is None else settings,
             "rootfs": {"type": "layers", "diff_ids": [_digest(b) for b in blobs]},
         }
     ).encode()
@@ -103,15 +109,25 @@ def docker_archive_of(
 
 
 def oci_layout(
-    path: Path, *, tags: tuple[str, ...] = ("latest",), raw: bool = True, index: bool = False, mark: str = ""
+    path: Path,
+    *,
+    tags: tuple[str, ...] = ("latest",),
+    raw: bool = True,
+    index: bool = False,
+    mark: str = "",
+    held: list[bytes] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> Path:
-    """An OCI layout; ``index`` puts the images of two processors under one name, as buildx does."""
+    """An OCI layout; ``index`` puts the images of two processors under one name, as buildx does.
+
+    ``held`` are its layers and ``settings`` how it wants to be run, in place of those of the sample.
+    """
     (path / "blobs/sha256").mkdir(parents=True)
     (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     entries = []
     for number, tag in enumerate(tags):
         name = {"annotations": {"org.opencontainers.image.ref.name": tag}} if tag else {}
-        one = _manifest(path, layers(mark + str(number or "")), raw)
+        one = _manifest(path, held or layers(mark + str(number or "")), raw, settings=settings)
         if index:
             other = _manifest(path, layers("other"), raw, "s390x")
             platforms = [
@@ -141,12 +157,14 @@ def sif_header(path: Path, *, architecture: bytes = b"02", data: int = 100, cut:
     return path
 
 
-def _manifest(path: Path, blobs: list[bytes], raw: bool, architecture: str = "") -> dict[str, object]:
+def _manifest(
+    path: Path, blobs: list[bytes], raw: bool, architecture: str = "", settings: dict[str, Any] | None = None
+) -> dict[str, object]:
     media = "application/vnd.oci.image.layer.v1.tar" + ("" if raw else "+gzip")
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": _put(path, config(blobs, architecture), "application/vnd.oci.image.config.v1+json"),
+        "config": _put(path, config(blobs, architecture, settings), "application/vnd.oci.image.config.v1+json"),
         "layers": [_put(path, b if raw else gzip.compress(b, mtime=0), media) for b in blobs],
     }
     return _put(path, json.dumps(manifest).encode(), str(manifest["mediaType"]))

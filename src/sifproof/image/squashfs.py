@@ -22,11 +22,12 @@ from sifproof.image.tree import Entry, Kind, Tree, hash_of
 
 _MINIMUM = "4.5"
 _MARK = (b"#\n", b"# START OF DATA - DO NOT MODIFY\n", b"#\n")
-_NAME = rb"((?:[^\s\\]|\\.)+) "
+_WORD = rb"((?:[^\s\\]|\\.)+)"
+_NAME = _WORD + rb" "
 # Name, type, time, mode, owner and group; of a file its size and the place of its content, of a link its target.
 _LINE = re.compile(_NAME + rb"([DRSIBC]) \d+ ([0-7]+) (\d+ \d+)(?: (.*))?\n", re.DOTALL)
 _PLACE = re.compile(rb"(\d+) (\d+)(?: [01])?")
-_HARD_LINK = re.compile(_NAME + rb"L (.+)\n", re.DOTALL)
+_HARD_LINK = re.compile(_NAME + rb"L " + _WORD + rb"\n", re.DOTALL)
 _ATTRIBUTE = re.compile(_NAME + rb"x ([^=\s]+)=.*\n", re.DOTALL)
 # How a line begins that does not go on with a link's target: also one whose name has a newline in it.
 _BEGIN = re.compile(_NAME + rb"(?:[DRSIBC] \d+ [0-7]+ \d+ \d+\b|L |x )|.*(?<!\\)(?:\\\\)*\\\n$", re.DOTALL)
