@@ -5,7 +5,8 @@ Tried when the server starts, by really running a command, best first:
 ``bubblewrap``  name spaces of its own: a read-only root, only the slot's workspace (at /workspace) and the slot's /tmp
                 writable, no other slot's files, private process ids, no network where that is asked for.
 ``user``        where the server is root but name spaces are forbidden (Docker's default profile): each slot's commands
-                run as a user of that slot alone, so that no slot can touch the files or processes of another.
+                run as a user of that slot alone, so that no slot can touch the files or processes of another. /tmp is
+                shared; what a command makes there is closed to the group, which is the other slots' users.
 ``none``        the server's own user, in the workspace directory.
 
 In each of them a command's whole process tree ends with it.
@@ -14,6 +15,7 @@ In each of them a command's whole process tree ends with it.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import re
 import shutil
@@ -29,6 +31,8 @@ SLOT_GROUP = 40_000
 FIRST_SLOT_USER = 40_001
 _SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
 _PROBE_TIMEOUT_S = 10.0
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel: not that of a container
+_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 # Top-level directories that the sandbox has of its own, or not at all: /run and /sys tell about the host.
 _OWN_TOP_LEVEL = {"proc", "dev", "tmp", "run", "sys", SANDBOX_WORKSPACE[1:], "lost+found"}
 # Directories of the allocation, as Nomad's docker driver mounts them.
@@ -145,6 +149,8 @@ async def choose(reaper: Reaper, place: Place, *, hidden: Path, user_per_slot: b
     else:
         bubblewrap = Bubblewrap(program, hidden)
         problem = await _problem(reaper, bubblewrap, place)
+        if problem and _unmask_proc():
+            problem = await _problem(reaper, bubblewrap, place)
         if not problem:
             problem = await _problem(reaper, bubblewrap, place, network=False)
             bubblewrap.can_cut_network = not problem
@@ -159,6 +165,21 @@ async def choose(reaper: Reaper, place: Place, *, hidden: Path, user_per_slot: b
         for directory in (place.workspace, place.tmp):  # given to a user who is not to be
             os.chown(directory, os.geteuid(), os.getegid())
     return Supervised(user_per_slot=False), why_not
+
+
+def _unmask_proc() -> bool:
+    """Mount a whole /proc over one that the container's engine has laid masks on; whether there is one now.
+
+    The kernel lets no user namespace have a /proc that shows more than the one outside of it. In Docker that takes
+    CAP_SYS_ADMIN, and a seccomp and an AppArmor profile that let it be used. Nowhere but in a container.
+    """
+    try:
+        mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+        if "/proc/sys" not in mounts or Path("/proc/self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE:
+            return False
+        return ctypes.CDLL(None).mount(b"proc", b"/proc", b"proc", _NOSUID_NODEV_NOEXEC, None) == 0
+    except OSError:
+        return False
 
 
 async def _problem(reaper: Reaper, containment: Containment, place: Place, *, network: bool = True) -> str:

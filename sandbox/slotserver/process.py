@@ -13,12 +13,15 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from .supervisor import PR_SET_CHILD_SUBREAPER, descendants, prctl, signal_all
 
 _CHUNK_BYTES = 64 * 1024
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+_EXPENDABLE = "500"  # as if it held half of the memory that there is
 _KILL_AFTER_S = 2.0  # a supervisor that did not act on SIGTERM by then is stuck or was stopped
 _GONE_WITHIN_S = 5.0  # SIGKILL takes effect at once, but for a process stuck in the kernel
 
@@ -53,7 +56,8 @@ class Reaper:
 
     def start(self, popen: Callable[[], subprocess.Popen[bytes]]) -> tuple[int, asyncio.Future[int]]:
         """Start a process; returns its id and the future of its exit code. Raises OSError."""
-        process = popen()
+        with _first_to_go():
+            process = popen()
         process.returncode = 0  # it is collected here, so Popen must not wait for it when it is thrown away
         self._started.add(process.pid)
         return process.pid, self._exit_of(process.pid)
@@ -236,6 +240,24 @@ class Process:
         for pipe in (self.stdout, self.stderr, self._report):
             pipe.close()
         return report.get("exit-code")
+
+
+@contextlib.contextmanager
+def _first_to_go() -> Iterator[None]:
+    """What is started meanwhile is what the kernel ends first when memory runs out, rather than this server.
+
+    A process may raise its own score, and lower it again to what it was; a child has it from its parent.
+    """
+    try:
+        own = _OOM_SCORE.read_text()
+        _OOM_SCORE.write_text(_EXPENDABLE)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        _OOM_SCORE.write_text(own)
 
 
 def _exists(pid: int) -> bool:

@@ -29,6 +29,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
+# The group is the other slots' users. Others are none of them: the user whose Nomad client shows the files, say.
+SLOT_UMASK = 0o072
+
 
 def prctl(option: int, value: int) -> None:
     """prctl(2); raises OSError."""
@@ -100,6 +103,7 @@ def start(user: int, group: int, command: list[str], on_terminate: Handler) -> i
             os.setgroups([])
             os.setresgid(group, group, group)
             os.setresuid(user, user, user)
+            os.umask(SLOT_UMASK)
             prctl(PR_SET_NO_NEW_PRIVS, 1)
         os.execvp(command[0], command)  # noqa: S606 (no shell is meant)
     except BaseException as error:
