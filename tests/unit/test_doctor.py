@@ -1,0 +1,327 @@
+"""What facts mean: recorded answers of machines of several kinds, and what is said of each."""
+
+import pytest
+from report_samples import ALLOCATION, fault, plan, planned, record, verdict, verdicts
+
+from sifproof import config
+from sifproof.doctor.facts import OK, parse
+from sifproof.doctor.findings import Case, Finding, Image, judge, needs_userns
+from sifproof.doctor.look import Questions
+from sifproof.doctor.record import Doctor, Look
+from sifproof.nomad.preflight import Driver
+from sifproof.records import write_atomically
+from sifproof.report.decision import decide
+from sifproof.report.recorded import read_run
+from sifproof.report.terminal import closing_lines
+from sifproof.report.write import write_reports
+
+# As look.sh printed it, run by Nomad as root in a virtual machine that keeps one capability back.
+ROOT = """\
+time=1795494357.511342928
+user=root
+uid=0
+kernel=6.18.44
+machine=x86_64
+caps.permitted=000001fffeffffff
+no-new-privileges=0
+caps.last=40
+userns.max=96365
+fuse=ok
+timeout=ok
+userns.one=ok
+userns.two=ok
+cgroup.version=1
+cgroup.controllers=blkio cgroup.procs cpu cpuacct cpuset devices freezer memory pids systemd unified
+cgroup.writable=yes
+alloc.path=/var/lib/nomad/alloc/d95fbb1e/alloc
+alloc.free-kb=79573828
+alloc.type=ext4
+alloc.options=rw,relatime,discard
+alloc.write=ok
+alloc.exec=ok
+tmp.path=/tmp
+tmp.free-kb=79573828
+tmp.type=ext4
+tmp.options=rw,relatime
+tmp.write=ok
+tmp.exec=ok
+shm.path=/dev/shm
+shm.free-kb=24684084
+shm.type=tmpfs
+shm.options=rw,relatime
+shm.write=ok
+shm.exec=ok
+program.0=apptainer
+program.0.path=/usr/bin/apptainer
+program.0.version=apptainer version 1.4.5
+program.0.suid=no
+program.0.plain=no: \x1b[91mERROR  : Requesting capability set 0x1ffffffffff while permitted capability set is \
+0x1fffeffffff \x1b[0m
+program.0.userns=ok
+program.0.nested=ok
+port.0=8080
+image.0=ok
+shared=ok
+end=ok
+"""
+
+HEALTHY = {name: Driver(detected=True, healthy=True, description="") for name in ("raw_exec", "docker")}
+SIF = "/shared/x.sif"
+
+
+def settings(**sandbox: object) -> config.Settings:
+    common = {"driver": "singularity", "image": SIF, "port": 8080}
+    return config.load({"sandboxes": {"box": common | sandbox}})
+
+
+def facts(**changes: str | None):
+    """ROOT with lines changed: ``userns_one`` for ``userns.one``, None to leave it out."""
+    new = {name.replace("__", "-").replace("_", "."): value for name, value in changes.items()}
+    lines = [line for line in ROOT.splitlines() if line.partition("=")[0] not in new]
+    return parse("\n".join([*lines, *(f"{name}={value}" for name, value in new.items() if value is not None)]))
+
+
+def case(seen=None, sandbox: dict | None = None, **changes: object) -> Case:
+    values = {
+        "sandboxes": settings(**(sandbox or {})).selected(),
+        "drivers": HEALTHY,
+        "images": (Image(SIF, ("box",)),),
+        "address": "10.0.0.7",
+        "between": (1795494357.0, 1795494358.0),
+    }
+    return Case(facts() if seen is None else seen, **(values | changes))
+
+
+def bad(one: Case) -> dict[str, str]:
+    """Severity of each finding that is not fine."""
+    return {f.id: f.severity for f in judge(one) if f.severity != "fine"}
+
+
+def finding(one: Case, name: str) -> Finding:
+    return next(f for f in judge(one) if f.id == name)
+
+
+def test_a_good_machine_is_fine_and_says_what_was_looked_at():
+    assert bad(case()) == {}
+    assert {f.id for f in judge(case())} == {
+        "driver.raw_exec", "user-namespaces", "apptainer", "capabilities", "fuse", "cgroups", "space.alloc",
+        "noexec.alloc", "space.tmp", "noexec.tmp", "image", "shared", "port", "clock",
+    }  # fmt: skip
+
+
+def test_a_root_that_lacks_a_capability_gets_userns_and_is_told_which():
+    assert needs_userns(facts(), "apptainer")
+    assert "CAP_SYS_RESOURCE" in finding(case(), "capabilities").what
+    assert "with --userns" in finding(case(), "apptainer").what
+    refused = case(sandbox={"userns": False})
+    assert bad(refused) == {"capabilities": "blocks"}
+    assert finding(refused, "capabilities").explains("box", "", "FATAL: Requesting capability set 0x1")
+
+
+def test_a_root_that_has_them_all_does_without():
+    whole = facts(caps_permitted="000001ffffffffff", program_0_plain=OK)
+    assert not needs_userns(whole, "apptainer")
+    assert "capabilities" not in {f.id for f in judge(case(whole))}
+
+
+def test_where_no_container_was_tried_capabilities_tell():
+    assert needs_userns(facts(program_0_plain=None, program_0_userns=None), "apptainer")
+    assert not needs_userns(facts(program_0_plain=None, uid="1000"), "apptainer")
+
+
+NO_NAMESPACES = {"program_0_plain": "no: FATAL: no namespace", "program_0_userns": "no: FATAL: no namespace",
+                 "program_0_nested": None, "userns_one": "no: unshare failed", "userns_two": "no: unshare failed",
+                 "uid": "1000"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"userns_apparmor": "1"}, "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
+        ({"userns_clone": "0"}, "sysctl -w kernel.unprivileged_userns_clone=1"),
+        ({"userns_max": "0"}, "sysctl -w user.max_user_namespaces="),
+        ({}, "seccomp"),
+    ],
+)
+def test_user_namespaces_that_are_forbidden_block_and_the_command_is_told(changes, said):
+    one = case(facts(**NO_NAMESPACES, **changes))
+    assert bad(one) == {"user-namespaces": "blocks", "apptainer": "blocks"}
+    assert said in finding(one, "user-namespaces").mend
+
+
+def test_a_set_uid_apptainer_runs_without_them_but_bubblewrap_does_not():
+    changes = NO_NAMESPACES | {"program_0_plain": OK, "program_0_suid": "yes", "program_0_nested": "no: unshare failed"}
+    one = case(facts(**changes))
+    assert bad(one) == {"user-namespaces": "degrades"}
+    assert finding(one, "user-namespaces").explains("box", "bubblewrap.available", "")
+
+
+def test_a_second_level_that_is_forbidden_degrades():
+    one = case(facts(userns_two="no: unshare failed", program_0_nested="no: unshare failed"))
+    assert bad(one) == {"user-namespaces": "degrades"}
+    assert "inside another" in finding(one, "user-namespaces").what
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "said"),
+    [
+        ({"program_0_path": None}, {"apptainer": "blocks"}, "no program apptainer"),
+        ({"program_0_version": "apptainer version 1.1.9"}, {"apptainer": "blocks"}, "is 1.1.9"),
+        ({"program_0_version": "singularity version 3.8.7"}, {"apptainer": "blocks"}, "Singularity 3.8.7"),
+        ({"fuse": "no: cannot open /dev/fuse: Permission denied"}, {"fuse": "degrades"}, "by root"),
+        ({"timeout": "no: unrecognized option"}, {"timeout": "blocks"}, "coreutils"),
+        ({"cgroup_version": None}, {"cgroups": "degrades"}, "No control groups"),
+        ({"cgroup_writable": None}, {"cgroups": "degrades"}, "can't be written by root"),
+        ({"cgroup_controllers": "cpuset cpu io"}, {"cgroups": "degrades"}, "lack memory, pids"),
+        ({"alloc_free__kb": "200000"}, {"space.alloc": "blocks"}, "195 MiB"),
+        ({"alloc_free__kb": "900000"}, {"space.alloc": "degrades"}, "879 MiB"),
+        ({"alloc_write": "no: Read-only file system"}, {"space.alloc": "blocks"}, "nothing can be written"),
+        ({"alloc_exec": "no: Permission denied", "alloc_options": "rw,noexec"}, {"noexec.alloc": "degrades"}, "noexec"),
+        ({"tmp_exec": "no: Permission denied"}, {"noexec.tmp": "degrades"}, "Permission denied"),
+        ({"tmp_free__kb": "9", "shm_free__kb": "9"}, {"space.tmp": "degrades"}, "/dev/shm"),
+        ({"tmp_free__kb": "9"}, {}, ""),
+        ({"image_0": "no: dd: failed to open: Permission denied"}, {"image": "blocks"}, "Permission denied"),
+        ({"end": None}, {"told": "degrades", }, "did not come to its end"),
+        ({"time": "1795494363"}, {"clock": "degrades"}, "5.0 s ahead"),
+        ({"time": "1795494350"}, {"clock": "degrades"}, "7.0 s behind"),
+    ],
+)  # fmt: skip
+def test_each_thing_that_can_be_wrong_is_told(changes, expected, said):
+    one = case(facts(**changes))
+    assert bad(one) == expected
+    for name in expected:
+        assert said in finding(one, name).what
+        assert finding(one, name).mend
+        assert finding(one, name).why
+
+
+def test_a_kernel_mount_needs_no_fuse():
+    changes = {"fuse": "no: No such file", "caps_permitted": "000001ffffffffff", "program_0_plain": OK}
+    assert bad(case(facts(**changes))) == {}
+
+
+def test_a_shared_folder_matters_to_images_that_lie_there():
+    unseen = facts(shared="no: No such file")
+    assert bad(case(unseen)) == {}
+    assert bad(case(unseen, sandbox={"image": "reference"})) == {"shared": "blocks"}
+
+
+@pytest.mark.parametrize(
+    ("held", "taken"),
+    [
+        ("00000000 0 4711 python3 -m http.server", True),
+        ("0700000A 1000 ?", True),
+        ("0100007F 0 12 sshd", False),
+        ("00000000000000000000000000000000 0 12 sshd", True),
+        ("0000000000000000FFFF00000700000A 0 12 sshd", True),
+        ("00000000000000000000000001000000 0 12 sshd", False),
+        ("", False),
+        ("nonsense", False),
+        ("zzzz 0 1 x", True),
+    ],
+)
+def test_a_port_is_taken_by_who_listens_on_the_address_of_the_node(held, taken):
+    one = case(facts(port_0_held=held))
+    assert bad(one) == ({"port": "blocks"} if taken else {})
+
+
+def test_drivers_that_are_missing():
+    none = case(drivers={})
+    assert bad(none) == {"driver.raw_exec": "blocks"}
+    assert bad(case(drivers={}, elsewhere=frozenset({"raw_exec"}))) == {"driver.raw_exec": "degrades"}
+    docker = case(sandbox={"driver": "docker", "image": "reference"}, drivers={}, images=())
+    assert bad(docker)["driver.docker"] == "blocks"
+    assert "driver.raw_exec" not in bad(docker)
+
+
+def test_a_machine_that_only_makes_the_images_is_not_judged_as_a_node():
+    one = case(facts(fuse="no: none", cgroup_version=None, port_0_held="00000000 0 1 x"), runs=False)
+    assert bad(one) == {}
+
+
+@pytest.mark.parametrize("answer", ["", "\0\1\2", "end=ok=\nport.x=1\nport.99999=2\nprogram.7.plain=ok\nuid=x\n" * 9])
+def test_an_answer_that_makes_no_sense_is_no_error(answer):
+    assert "told" in bad(case(parse(answer)))
+
+
+def test_what_is_asked_comes_from_the_config():
+    asked = Questions.of(
+        config.load(
+            {
+                "sandboxes": {
+                    "a": {"driver": "singularity", "image": SIF, "port": 8080},
+                    "b": {"driver": "singularity", "image": SIF, "apptainer": "singularity"},
+                    "c": {"driver": "docker"},
+                }
+            }
+        )
+    )
+    assert asked == Questions(("apptainer", "singularity"), (Image(SIF, ("a", "b")),), (8080,))
+
+
+# -- beside the failures ---------------------------------------------------------------------------------------------
+
+
+FUSE = Finding(id="fuse", severity="degrades", what="no fuse", why="w", mend="modprobe fuse", checks=["bash.*"],
+               words="squashfuse", sandboxes=["singularity"])  # fmt: skip
+
+
+def doctor(*findings: Finding, machine: str = "node-1", node: str = "id1") -> Doctor:
+    return Doctor(looks=[Look(machine=machine, node=node, datacenter="dc1", seconds=0.1, findings=list(findings))])
+
+
+def reasons(seen: Doctor | None, rows, faults=()) -> list[list[str]]:
+    decision = decide(plan(planned()), rows, faults, doctor=seen)
+    return [[e.finding for e in reason.doctor] for reason in decision.reasons if not reason.follows]
+
+
+def test_a_finding_stands_beside_the_check_that_it_may_explain():
+    rows = verdicts("singularity", bash_output={"verdict": "fail"}, files_round_trip={"verdict": "fail"})
+    assert reasons(doctor(FUSE), rows) == [["fuse"], []]
+    assert reasons(doctor(FUSE, machine="node-2"), rows) == [[], []]
+    assert reasons(doctor(FUSE, machine="laptop", node=""), rows) == [["fuse"], []]
+    assert reasons(doctor(FUSE.model_copy(update={"severity": "fine"})), rows) == [[], []]
+    assert reasons(doctor(FUSE.model_copy(update={"sandboxes": ["docker"]})), rows) == [[], []]
+    assert reasons(None, rows) == [[], []]
+
+
+def test_a_finding_stands_beside_the_fault_whose_words_it_knows():
+    broken = fault("submit").model_copy(update={"why": "squashfuse: permission denied on node node-1"})
+    rows = verdicts("singularity")
+    assert reasons(doctor(FUSE), rows, [broken]) == [["fuse"]]
+    # The fault names the node.
+    both = Doctor(looks=[*doctor(FUSE).looks, *doctor(FUSE, machine="node-2", node="id2").looks])
+    (explained,) = decide(plan(planned()), rows, [broken], doctor=both).reasons[0].doctor
+    assert explained.machine == "node-1"
+    assert reasons(doctor(FUSE), rows, [fault("submit")]) == [[]]
+
+
+def test_findings_decide_nothing():
+    blocking = FUSE.model_copy(update={"severity": "blocks", "checks": ["*"]})
+    rows = verdicts("singularity")
+    assert decide(plan(planned()), rows, doctor=doctor(blocking)) == decide(plan(planned()), rows)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", '{"looks": 7}', '{"fault": {}}'])
+def test_reports_do_without_the_doctor(tmp_path, content):
+    folder = record(tmp_path, plan(), verdicts())
+    if content is not None:
+        write_atomically(folder / "doctor.json", content)
+    assert write_reports(folder, tmp_path).exit_code == 0
+    assert read_run(folder).problems == []
+
+
+def test_the_reports_show_it_and_hold_its_text_for_text(tmp_path):
+    evil = FUSE.model_copy(update={"what": "<script>alert(1)</script> of `x`", "mend": "<b>rm</b>"})
+    rows = [verdict("bash.output", verdict="fail", allocation=ALLOCATION["singularity"])]
+    folder = record(tmp_path, plan(planned()), rows)
+    write_atomically(folder / "doctor.json", doctor(evil).model_dump_json())
+    decision = write_reports(folder, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script>" not in page
+    assert "<b>rm" not in page
+    assert 'data-finding="fuse"' in page
+    assert '"finding": "fuse"' in (tmp_path / "verdict.json").read_text()
+    (line,) = [line for line in closing_lines(decision, tmp_path / "report.html") if line.startswith("doctor, node-1")]
+    assert "→ <b>rm</b>" in line
