@@ -23,7 +23,7 @@ from sifproof.sandbox.client import SandboxClient
 
 SLOTS = 3
 HEALTHY = "none"
-DEFECTS = defects.load()
+DEFECTS = {name: defect for name, defect in defects.load().items() if not defect.nomad}
 SUITES = ("health", "bash", "files")
 
 
@@ -116,7 +116,8 @@ def test_all_green_without_a_defect(seen):
     assert not seen[HEALTHY].result().script_stops
     found = seen[HEALTHY].result().verdicts
     assert found.keys() == {check for check in registry.load() if check.partition(".")[0] in SUITES}
-    assert [verdict for verdict in found.values() if verdict.verdict != "pass"] == []
+    others = [verdict for verdict in found.values() if verdict.verdict != "pass"]
+    assert [verdict for verdict in others if "does not run under Nomad" not in verdict.message] == []
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -137,5 +138,5 @@ def test_a_server_that_loses_what_is_written_is_not_taken_for_a_stranger(seen):
 
 
 def test_every_check_of_a_server_has_a_control():
-    red = {check for defect in DEFECTS.values() for check in defect.red}
+    red = {check for defect in defects.load().values() for check in defect.red}
     assert {check for check in registry.load() if check.partition(".")[0] in SUITES} <= red

@@ -1,14 +1,22 @@
-"""The ``bash`` tool gives back what the command did."""
+"""The ``bash`` tool gives back what the command did, and leaves nothing of it behind."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 
-from sifproof.checks.registry import Finding, check, expect
+from sifproof.checks.registry import Finding, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
+from sifproof.errors import SifproofError
 from sifproof.sandbox.client import Result
+
+OUTPUT_LIMIT = 50_000
+"""Characters of each stream that an answer holds."""
+
+LONG_COMMAND_BYTES = 100_000
 
 
 @check(
@@ -40,6 +48,69 @@ def stderr(server: Server) -> Finding:
 
 
 @check(
+    "bash.output-whole",
+    f"Output of up to {OUTPUT_LIMIT:,} characters in each stream comes whole, counted in characters and not in bytes.",
+    why="A test's report that loses its end without need hides what failed.",
+    todo="Look at what the server counts before it cuts, and at how much it reads of a pipe.",
+)
+def output_whole(server: Server) -> Finding:
+    result = server.bash(f"{_fill('ä', OUTPUT_LIMIT)}; {_fill('x', OUTPUT_LIMIT)} >&2")
+    out, _, err = result.output.partition("\n[stderr]\n")
+    return expect(
+        result.success and out == "ä" * OUTPUT_LIMIT and err == "x" * OUTPUT_LIMIT,
+        f"of {OUTPUT_LIMIT:,} two-byte characters and as many letters on standard error came "
+        f"{out.count('ä'):,} and {err.count('x'):,}, and {len(result.output):,} characters in all",
+    )
+
+
+@check(
+    "bash.output-limit",
+    f"Of a longer output the first {OUTPUT_LIMIT:,} characters of each stream come, each with a line that says so.",
+    why="Output without a limit fills the memory of server and agent; output cut in silence is taken for the whole.",
+    todo=f"Cut each stream after {OUTPUT_LIMIT:,} characters and add a line behind each that was cut.",
+)
+def output_limit(server: Server) -> Finding:
+    result = server.bash(f"{_fill('x', OUTPUT_LIMIT + 1)}; {_fill('y', OUTPUT_LIMIT + 1)} >&2")
+    out, _, err = result.output.partition("\n[stderr]\n")
+    seen = []
+    for text, letter in ((out, "x"), (err, "y")):
+        notice = text.lstrip(letter)
+        seen.append((len(text) - len(notice), notice.strip()))
+    return expect(
+        result.success and all(kept == OUTPUT_LIMIT and notice for kept, notice in seen),
+        f"of {OUTPUT_LIMIT + 1:,} characters of standard output {seen[0][0]:,} came, with {seen[0][1]!r:.80}; "
+        f"of as many of standard error {seen[1][0]:,}, with {seen[1][1]!r:.80}",
+    )
+
+
+def _fill(letter: str, count: int) -> str:
+    """A command that prints ``letter`` so many times, with what every shell has."""
+    return f"printf '%0{count}d' 0 | sed 's/0/{letter}/g'"
+
+
+@check(
+    "bash.output-bytes",
+    "Output that is no UTF-8 does not break the answer: it is text, with the rest of the output in it.",
+    why="One `cat` of a binary file would otherwise end the call with an error, or the client that reads it.",
+    todo='Decode output with `errors="replace"`.',
+)
+def output_bytes(server: Server) -> Finding:
+    # Bytes that never occur, the beginning of a character without its end, half a surrogate pair, and a zero byte.
+    wild = r"printf 'begin \377\376 \342\202 \355\240\200 \000 end'"
+    result = server.bash(f"{wild}; {wild} >&2")
+    out, _, err = result.output.partition("\n[stderr]\n")
+    kept = all(text.startswith("begin") and text.strip().endswith("end") for text in (out, err))
+    try:
+        result.output.encode()
+        text = True
+    except UnicodeEncodeError:
+        text = False
+    return expect(
+        result.success and kept and text, f"{result}{'' if text else '; it holds half characters, which are no text'}"
+    )
+
+
+@check(
     "bash.exit-code",
     "A command that fails is `success: false` with its own exit code, one that ends well is not.",
     why="A swallowed exit code turns a failing test suite into a reward.",
@@ -60,26 +131,164 @@ def exit_code(server: Server) -> Finding:
 
 
 @check(
+    "bash.stdin",
+    "Standard input is empty: a command that reads it ends at once.",
+    why="A command that asks a question would otherwise hold its slot until the time-out.",
+    todo="Start commands with `/dev/null` as their standard input.",
+    once=True,
+)
+def stdin(server: Server) -> Finding:
+    result = Result(success=False)
+    # A loaded node gets a second, longer look before it is a failure.
+    for seconds in (1.0, 8.0):
+        result = server.bash("cat; echo ended", timeout_s=seconds)
+        if result.success:
+            break
+    return expect(result.success and result.output.strip() == "ended", result)
+
+
+@check(
     "bash.timeout",
-    "A command that exceeds its `timeout` is ended with all it started, says so, and its slot works again.",
+    "A command that exceeds its `timeout` is ended, says so, and its slot works again.",
     why="One endless command would otherwise take a slot for good.",
-    todo="Look at how the server ends a command: the whole process group has to go.",
+    todo="Look at how the server waits for a command, and at what it does when the time is over.",
+    waits_s=0.3,
 )
 def timeout(server: Server) -> Finding:
-    alive, start = f"alive-{nonce()}", time.monotonic()
-    # What is left of it would go on writing.
-    result = server.bash(f"(while :; do date >> {alive}; sleep 0.05; done) & sleep 60", timeout_s=0.5)
+    start = time.monotonic()
+    result = server.bash("sleep 5; echo late", timeout_s=0.3)
     seconds = time.monotonic() - start
-    size = f"$(cat {alive} 2>/dev/null | wc -c)"
-    after = server.bash(f"echo usable; a={size}; sleep 0.4; test $a = {size} || echo a child goes on")
+    after = server.bash("echo usable")
     return expect(
         not result.success
         and result.metadata.get("timeout") is True
         and result.exit_code == -1
         and "timed out" in result.error
-        and seconds < 10
+        and seconds < 5
         and after.output.strip() == "usable",
-        f"{result}, metadata {result.metadata} after {seconds:.1f} s (timeout 0.5 s); afterwards: {after}",
+        f"{result}, metadata {result.metadata} after {seconds:.1f} s (timeout 0.3 s); afterwards: {after}",
+    )
+
+
+@dataclass(frozen=True)
+class _Children:
+    """Children of a command that go on writing a file each, and what can be seen of them afterwards."""
+
+    word: str
+
+    @property
+    def start(self) -> str:
+        """Starts one of each kind. They end by themselves after ten seconds, or where they are told to."""
+        go_on = f"i=0; while test ! -e {self.word}.stop && test $i -lt 200; do "
+        go_on += f"echo >> {self.word}.$0; i=$((i+1)); sleep 0.05; done"
+        return "\n".join(
+            [
+                f"loop='{go_on}'",
+                "exec 3>&1 4>&2 >/dev/null 2>&1",
+                'sh -c "$loop" child &',
+                '(trap "" TERM HUP INT; exec sh -c "$loop" deaf-to-SIGTERM) &',
+                '( (sh -c "$loop" orphan &) & )',
+                'set -m; sh -c "$loop" other-group & set +m',
+                "if command -v setsid; then (setsid sh -c \"trap '' TERM HUP; $loop\" daemon &) fi",
+                "exec 1>&3 2>&4 3>&- 4>&-",
+            ]
+        )
+
+    @property
+    def all_started(self) -> str:
+        """A condition that holds when each of them has written."""
+        kinds = " && ".join(f"test -s {self.word}.{kind}" for kind in ("child", "deaf-to-SIGTERM", "orphan"))
+        return f"{kinds} && test -s {self.word}.other-group && (test -s {self.word}.daemon || ! command -v setsid)"
+
+    def look(self, server: Server) -> tuple[set[str], set[str]]:
+        """Which had begun, and which go on; afterwards nothing is left of them."""
+        sizes = f"wc -c {self.word}.*"
+        result = server.bash(f"{sizes}; echo then; sleep 0.4; {sizes}; : > {self.word}.stop")
+        before, _, after = result.output.partition("then\n")
+        first, second = (self._sizes(text) for text in (before, after))
+        alive = {kind for kind in first if second.get(kind, 0) > first[kind]}
+        server.bash(f"{'sleep 0.3; ' if alive else ''}rm -f {self.word}.*")
+        return set(first), alive
+
+    def _sizes(self, text: str) -> dict[str, int]:
+        rows = [line.split() for line in text.splitlines()]
+        return {
+            row[1].removeprefix(f"{self.word}."): int(row[0])
+            for row in rows
+            if len(row) == 2 and row[0].isdigit() and row[1].startswith(self.word)
+        }
+
+
+@check(
+    "bash.timeout-tree",
+    "A time-out ends all that the command started: in other process groups and sessions, orphaned, or deaf to SIGTERM.",
+    why="What outlives its time-out takes the node's processors and changes the workspace under the next command.",
+    todo="Run commands in a PID name space or under a subreaper, and end the whole tree with SIGKILL; a process group "
+    "is not enough.",
+    waits_s=0.9,
+)
+def timeout_tree(server: Server) -> Finding:
+    # A loaded node that has not started them all by then gets a second, longer time.
+    for seconds in (0.5, 4.0):
+        children = _Children(nonce())
+        result = server.bash(
+            f"{children.start}\ntrap '' TERM\nwhile ! {{ {children.all_started}; }} >/dev/null; do sleep 0.02; done\n"
+            f": > {children.word}.started; sleep 5; : > {children.word}.late",
+            timeout_s=seconds,
+        )
+        began, alive = children.look(server)
+        if "started" in began or alive:
+            return expect(
+                not alive and "late" not in began,
+                f"{result}; still running afterwards: {', '.join(sorted(alive)) or 'none'} of {_kinds(began)}",
+            )
+    raise NotMeasured(f"nothing is there of what the command wrote within 4 s: {result}")
+
+
+@check(
+    "bash.background",
+    "What a command leaves in the background ends with its call; where `/health` declares "
+    '`background_children: "kept"`, it lives on instead.',
+    why="What outlives its call takes the node's processors and changes the workspace under the next command.",
+    todo="Run commands in a PID name space or under a subreaper, and end what is left when the command has ended; a "
+    "server that keeps it on purpose has to declare it.",
+    waits_s=0.4,
+)
+def background(server: Server) -> Finding:
+    kept = server.client.health().get("background_children") == "kept"
+    children = _Children(nonce())
+    result = server.bash(
+        f"{children.start}\nwhile ! {{ {children.all_started}; }} >/dev/null; do sleep 0.02; done\n"
+        f": > {children.word}.started"
+    )
+    began, alive = children.look(server)
+    begun = began - {"started"}
+    if "started" not in began:
+        raise NotMeasured(f"nothing is there of what the command wrote: {result}")
+    return expect(
+        result.success and alive == (begun if kept else set()),
+        f"{result}; {'declared as kept; ' if kept else ''}"
+        f"still running afterwards: {', '.join(sorted(alive)) or 'none'} of {_kinds(began)}",
+    )
+
+
+def _kinds(began: set[str]) -> str:
+    return ", ".join(sorted(began - {"started", "late"})) or "none"
+
+
+@check(
+    "bash.background-output",
+    "A call ends with its command, though a child in the background still holds the output open.",
+    why="An agent that starts a service with `&` would wait for it until the time-out.",
+    todo="Wait for the command and not for the end of its output; end or leave what still holds the pipe.",
+)
+def background_output(server: Server) -> Finding:
+    start = time.monotonic()
+    result = server.bash("sleep 5 & echo now")
+    seconds = time.monotonic() - start
+    return expect(
+        result.success and result.output.strip() == "now" and seconds < 5,
+        f"{result} after {seconds:.2f} s; the child sleeps for 5 s",
     )
 
 
@@ -107,6 +316,25 @@ def quoting(server: Server) -> Finding:
 
 
 @check(
+    "bash.long-command",
+    f"A command of {LONG_COMMAND_BYTES // 1000} kB runs as it was sent.",
+    why="Agents write whole files with one command.",
+    todo="Look for a limit in the server, and for a second quoting that makes the command longer than an argument may "
+    "be (128 KiB); hand long commands over in a file.",
+)
+def long_command(server: Server) -> Finding:
+    word = nonce()
+    head, tail = "wc -c <<'E'\n", f"\nE\necho {word}"
+    # Quotes and dollars in it, which a second quoting would multiply.
+    text = ('it\'s "$5" ' * LONG_COMMAND_BYTES)[: LONG_COMMAND_BYTES - len(head) - len(tail)]
+    result = server.bash(head + text + tail)
+    return expect(
+        result.success and result.output.split() == [str(len(text) + 1), word],
+        f"{result}; {len(text) + 1} and {word} expected",
+    )
+
+
+@check(
     "bash.workdir",
     "A command starts in its slot's workspace, can write there, and finds it as the last command left it.",
     why="Agents work with relative paths over many calls.",
@@ -114,8 +342,8 @@ def quoting(server: Server) -> Finding:
 )
 def workdir(server: Server) -> Finding:
     word = nonce()
-    written = server.bash(f"mkdir -p d && echo {word} > d/{word}")
-    seen = server.bash(f"cat d/{word}; rm -rf d")
+    written = server.bash(f"mkdir {word} && echo {word} > {word}/{word}")
+    seen = server.bash(f"cat {word}/{word}; rm -rf {word}")
     away = server.bash("cd / && pwd && true")
     back = server.bash("pwd")
     return expect(
@@ -160,6 +388,7 @@ def _span(result: Result) -> tuple[float, float]:
     "Commands of different slots run at the same time, all slots at once.",
     why="A server that runs them one after another makes N slots as slow as one.",
     todo="Look for a lock over all slots, or a thread pool smaller than the number of slots.",
+    waits_s=0.3,
 )
 def parallel(server: Server) -> Finding:
     server.slot(1)
@@ -184,6 +413,7 @@ def parallel(server: Server) -> Finding:
     "Commands of one slot run one after another, however they are sent.",
     why="Two tools at once in one workspace corrupt each other's work.",
     todo="Look at the server's lock per slot.",
+    waits_s=0.6,
 )
 def serial(server: Server) -> Finding:
     command = _SPAN.format(seconds=0.2)
@@ -195,4 +425,81 @@ def serial(server: Server) -> Finding:
         apart,
         "3 commands sent at once to one slot, begun and ended at (s): "
         + ", ".join(f"{begin:.2f}-{end:.2f}" for begin, end in spans),
+    )
+
+
+LEAK_CALLS = 200
+
+LEAK_MARGIN = 20
+"""How many processes or descriptors more are no leak: of connections that were just closed, or workers started late."""
+
+
+@check(
+    "bash.leaks",
+    f"{LEAK_CALLS} commands in a row leave no process and no file descriptor behind, as the node counts them.",
+    why="A server that leaks with every call fails after a day, when it can open and start nothing any more.",
+    todo="Look at what the server holds (`ls -l /proc/<pid>/fd`, `ps --forest`): pipes that it does not close, "
+    "children that it does not collect.",
+)
+def leaks(server: Server) -> Finding:
+    before = _census(server)
+    slots = [str(slot.get("slot_id")) for slot in server.client.slots()][:8]
+    calls = [slots[number % len(slots)] for number in range(LEAK_CALLS)]
+    with ThreadPoolExecutor(len(slots)) as callers:
+        results = list(callers.map(lambda slot: server.client.bash(slot, "true"), calls))
+    failed = [result for result in results if not result.success]
+    after = _census(server)
+    processes = sum(after.processes.values()) - sum(before.processes.values())
+    descriptors = after.descriptors - before.descriptors
+    more = ", ".join(f"{count} {name}" for name, count in (after.processes - before.processes).most_common(3))
+    return expect(
+        not failed and processes <= LEAK_MARGIN and descriptors <= LEAK_MARGIN,
+        f"{len(failed)} of {LEAK_CALLS} calls failed; processes {processes:+d}{f' ({more})' if more else ''}, "
+        f"descriptors {descriptors:+d}, of {sum(before.processes.values())} and {before.descriptors}",
+    )
+
+
+@dataclass(frozen=True)
+class _Census:
+    """The allocation's processes by name, and how many descriptors they hold open together."""
+
+    processes: Counter[str]
+    descriptors: int
+
+
+def _census(server: Server) -> _Census:
+    allocation = server.placed.allocation.id
+    # The task's processes are those that Nomad gave its variable or control group, and all below them: a container
+    # has neither.
+    script = (
+        "cd /proc\n"
+        f"grep -ls 'NOMAD_ALLOC_ID={allocation}' [0-9]*/environ; grep -ls '{allocation}' [0-9]*/cgroup\n"
+        "grep -s -e ^PPid: -e ^Name: [0-9]*/status\n"
+        'for p in [0-9]*; do set -- "$p"/fd/*; echo "$p/fds:$#"; done'
+    )
+    try:
+        answer = server.placed.node.run(script)
+    except SifproofError as error:
+        raise NotMeasured(f"the node's processes could not be counted: {error}") from None
+    names: dict[str, str] = {}
+    parents: dict[str, str] = {}
+    descriptors: dict[str, int] = {}
+    ours: set[str] = set()
+    for line in answer.splitlines():
+        pid, _, rest = line.partition("/")
+        what, _, value = rest.partition(":")
+        if what in ("environ", "cgroup"):
+            ours.add(pid)
+        elif what == "fds":
+            descriptors[pid] = int(value)
+        elif value.startswith("Name:"):
+            names[pid] = value.removeprefix("Name:").strip()
+        elif value.startswith("PPid:"):
+            parents[pid] = value.removeprefix("PPid:").strip()
+    while below := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= below
+    if not ours:
+        raise NotMeasured("the user of the node's Nomad client may not see the processes of the task")
+    return _Census(
+        Counter(names.get(pid, "?") for pid in ours if pid in parents), sum(descriptors.get(pid, 0) for pid in ours)
     )

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
-from sifproof.checks.registry import Finding, check, expect
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from shlex import quote
+
+from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
+from sifproof.errors import SifproofError
 from sifproof.nomad.client import NotFoundError
+from sifproof.sandbox.client import Result, ServerError
+
+SIZE_LIMIT_BYTES = 100_000
+"""Of a file that can be read or written by one call."""
+
+NAME_LIMIT_BYTES = 255
+"""Of a name in a directory, on every common file system."""
+
+
+@contextlib.contextmanager
+def _name(server: Server, *, slot: int = 0) -> Iterator[str]:
+    """A name in the slot's workspace; whatever begins with it is gone afterwards."""
+    name = nonce()
+    try:
+        yield name
+    finally:
+        server.bash(f"rm -rf -- {name}*", slot=slot, timeout_s=10.0)
 
 
 @check(
@@ -14,8 +37,9 @@ from sifproof.nomad.client import NotFoundError
     todo="Write and read the same file by hand through the server.",
 )
 def roundtrip(server: Server) -> Finding:
-    path, text = f"{nonce()}.txt", "first line\n  indented\ttab\r\nlast line without end"
-    written, seen = server.write(path, text), server.read(path)
+    with _name(server) as name:
+        text = "first line\n  indented\ttab\r\nlast line without end"
+        written, seen = server.write(f"{name}.txt", text), server.read(f"{name}.txt")
     return expect(written.success and seen.success and seen.output == text, f"wrote: {written}; read: {seen}")
 
 
@@ -26,10 +50,73 @@ def roundtrip(server: Server) -> Finding:
     todo="Look at what the server counts.",
 )
 def size(server: Server) -> Finding:
-    path, text = nonce(), "äöü日本🧪"
-    sizes = (server.write(path, text).metadata.get("size"), server.read(path).metadata.get("size"))
+    text = "äöü日本🧪"
+    with _name(server) as name:
+        sizes = (server.write(name, text).metadata.get("size"), server.read(name).metadata.get("size"))
     expected = len(text.encode())
     return expect(sizes == (expected, expected), f"written {sizes[0]!r}, read {sizes[1]!r}; {expected} bytes expected")
+
+
+@check(
+    "files.write-limit",
+    f"`write_file` takes a file of exactly {SIZE_LIMIT_BYTES:,} bytes, and refuses one byte more and writes nothing.",
+    why="Clients split their work at the documented limit; a file cut in silence is corrupt.",
+    todo="Compare with the protocol: `Content too large: …` for more than 100,000 bytes.",
+)
+def write_limit(server: Server) -> Finding:
+    with _name(server) as name:
+        taken = server.write(f"{name}-at", "x" * SIZE_LIMIT_BYTES)
+        refused = server.write(f"{name}-over", "x" * (SIZE_LIMIT_BYTES + 1))
+        there = server.bash(f"wc -c < {name}-at; test ! -e {name}-over || wc -c < {name}-over")
+    return expect(
+        taken.success and _too_large(refused) and there.output.split() == [str(SIZE_LIMIT_BYTES)],
+        f"at the limit: {taken}; one byte over: {refused}; bytes that are there: {there.output.split()}",
+    )
+
+
+@check(
+    "files.read-limit",
+    f"`read_file` gives a file of exactly {SIZE_LIMIT_BYTES:,} bytes, and refuses one of one byte more.",
+    why="Clients split their work at the documented limit; half a file looks like a whole one.",
+    todo="Compare with the protocol: `File too large: …` for more than 100,000 bytes.",
+)
+def read_limit(server: Server) -> Finding:
+    with _name(server) as name:
+        made = server.bash(
+            f"printf '%0{SIZE_LIMIT_BYTES}d' 0 > {name}-at && printf '%0{SIZE_LIMIT_BYTES + 1}d' 0 > {name}-over"
+        )
+        given, refused = server.read(f"{name}-at"), server.read(f"{name}-over")
+    return expect(
+        made.success and given.success and given.output == "0" * SIZE_LIMIT_BYTES and _too_large(refused),
+        f"at the limit: {given}; one byte over: {refused}",
+    )
+
+
+@check(
+    "files.limit-in-bytes",
+    f"The limit of {SIZE_LIMIT_BYTES:,} is one of bytes, not of characters, for writing and for reading.",
+    why="What one call writes another must be able to read; text beyond ASCII has up to four bytes a character.",
+    todo="Encode the content before its length is compared with the limit.",
+)
+def limit_in_bytes(server: Server) -> Finding:
+    at, over = "ä" * (SIZE_LIMIT_BYTES // 2), "ä" * (SIZE_LIMIT_BYTES // 2 + 1)
+    with _name(server) as name:
+        taken, refused = server.write(f"{name}-at", at), server.write(f"{name}-over", over)
+        made = server.bash(f"printf '%0{len(over)}d' 0 | sed 's/0/ä/g' > {name}-made; wc -c < {name}-made")
+        given, not_given = server.read(f"{name}-at"), server.read(f"{name}-made")
+    return expect(
+        taken.success
+        and given.output == at
+        and _too_large(refused)
+        and made.output.strip() == str(len(over.encode()))
+        and _too_large(not_given),
+        f"{len(at):,} characters of two bytes: written {taken}, read {given}; {len(over):,}, which is "
+        f"{len(over.encode()):,} bytes: written {refused}, read {not_given}",
+    )
+
+
+def _too_large(result: Result) -> bool:
+    return not result.success and "too large" in result.error.lower()
 
 
 @check(
@@ -39,8 +126,9 @@ def size(server: Server) -> Finding:
     todo="Look at how the server opens the file.",
 )
 def parents(server: Server) -> Finding:
-    top, word = nonce(), nonce()
-    written, seen = server.write(f"{top}/a/b/c.txt", word), server.read(f"{top}/a/b/c.txt")
+    word = nonce()
+    with _name(server) as top:
+        written, seen = server.write(f"{top}/a/b/c.txt", word), server.read(f"{top}/a/b/c.txt")
     return expect(written.success and seen.output == word, f"wrote: {written}; read: {seen}")
 
 
@@ -51,9 +139,10 @@ def parents(server: Server) -> Finding:
     todo="Look at whether the server truncates.",
 )
 def overwrite(server: Server) -> Finding:
-    path, short = nonce(), nonce()
-    server.write(path, "x" * 1000)
-    written, seen = server.write(path, short), server.read(path)
+    short = nonce()
+    with _name(server) as name:
+        server.write(name, "x" * 1000)
+        written, seen = server.write(name, short), server.read(name)
     return expect(written.success and seen.output == short, f"wrote: {written}; read: {seen}")
 
 
@@ -64,9 +153,9 @@ def overwrite(server: Server) -> Finding:
     todo="Look for a test of the content's truth in the server.",
 )
 def empty(server: Server) -> Finding:
-    path = nonce()
-    written, seen = server.write(path, ""), server.read(path)
-    there = server.bash(f"test -f {path} && test ! -s {path}")
+    with _name(server) as name:
+        written, seen = server.write(name, ""), server.read(name)
+        there = server.bash(f"test -f {name} && test ! -s {name}")
     return expect(
         written.success and seen.success and seen.output == "" and there.success,
         f"wrote: {written}; read: {seen}; exists and is empty: {there.success}",
@@ -80,9 +169,62 @@ def empty(server: Server) -> Finding:
     todo="Set `LANG=C.UTF-8` in the image, and open files as UTF-8.",
 )
 def unicode(server: Server) -> Finding:
-    path, text = f"{nonce()}-größe-日本.txt", "Grüße, 日本語, 🧪, a\u0301, \u2028"
-    written, seen = server.write(path, text), server.read(path)
+    text = "Grüße, 日本語, 🧪, a\u0301, \u2028"
+    with _name(server) as name:
+        path = f"{name}-größe-日本.txt"
+        written, seen = server.write(path, text), server.read(path)
     return expect(written.success and seen.success and seen.output == text, f"wrote: {written}; read: {seen}")
+
+
+@check(
+    "files.odd-names",
+    "Files with spaces, quotes, newlines, backslashes and what a shell expands in their names are written and read "
+    "under just these names.",
+    why="A server that cleans or expands names writes other files than it says.",
+    todo="Hand paths to the operating system as they came; build no shell command of them.",
+)
+def odd_names(server: Server) -> Finding:
+    names = ["two  words", " lead", "trail ", "it's", 'say "hi"', "new\nline", "tab\there", "back\\slash\\n"]
+    names += ["$HOME", "`id`", "*", "?", "-rf", "#", "~", "%2e%2e", "a;b&c|d"]
+    with _name(server) as top:
+        server.bash(f"mkdir {top}")
+        wrong = []
+        for name in names:
+            written, seen = server.write(f"{top}/{name}", name), server.read(f"{top}/{name}")
+            if not written.success or seen.output != name:
+                wrong.append(f"{name!r}: wrote: {written}; read: {seen}")
+        # No name holds a slash.
+        listed = server.bash(f"cd {top} && for f in * ; do printf '/%s' \"$f\"; done; echo /").output.strip().split("/")
+    there = {name for name in listed if name}
+    if there != set(names):
+        wrong.append(
+            f"missing for a command: {sorted(set(names) - there)}; there instead: {sorted(there - set(names))}"
+        )
+    return expect(not wrong, "; ".join(wrong) or f"{len(names)} names kept")
+
+
+@check(
+    "files.name-length",
+    f"A name of {NAME_LIMIT_BYTES} bytes can be written and read; one of {NAME_LIMIT_BYTES + 1} is refused by a result "
+    "that says so, not by an HTTP error.",
+    why="Generated names are long; a temporary name that a server makes by adding to one must not be too long.",
+    todo="Give temporary files a short name of their own, and catch the operating system's `File name too long`.",
+)
+def name_length(server: Server) -> Finding:
+    word = nonce()
+    with _name(server) as name:
+        longest, over = (name + "ä" * ((n - len(name)) // 2) + "x" * ((n - len(name)) % 2) for n in (255, 256))
+        made = server.bash(f": > {longest}; rm {longest}")
+        if not made.success:
+            raise NotApplicable(f"the workspace's file system takes no name of {NAME_LIMIT_BYTES} bytes: {made}")
+        written, seen = server.write(longest, word), server.read(longest)
+        refused, not_given = server.write(over, word), server.read(over)
+    return expect(
+        written.success
+        and seen.output == word
+        and not any(result.success or not result.error for result in (refused, not_given)),
+        f"{NAME_LIMIT_BYTES} bytes: wrote: {written}; read: {seen}; one more: wrote: {refused}; read: {not_given}",
+    )
 
 
 @check(
@@ -103,36 +245,167 @@ def missing(server: Server) -> Finding:
     todo="Compare with the protocol: `Not a file: …`.",
 )
 def directory(server: Server) -> Finding:
-    name = nonce()
-    server.bash(f"mkdir {name}")
-    seen = server.read(name)
-    server.bash(f"rmdir {name}")
+    with _name(server) as name:
+        server.bash(f"mkdir {name}")
+        seen = server.read(name)
     return expect(not seen.success and "not a file" in seen.error.lower(), seen)
 
 
 @check(
-    "files.outside",
-    "A path that leads out of the workspace, by `..`, from the root or through a link, is refused for reading and for "
-    "writing, and nothing is written beside the workspace.",
-    why="The server's own files and other slots' work lie just beside the workspace.",
-    todo="Resolve the path, links included, before opening it.",
+    "files.fifo",
+    "Reading a FIFO that nobody writes to fails at once, writing to one answers too, and the slot works afterwards.",
+    why="A server that opens it waits for the other end for ever, with the slot or with everything.",
+    todo="Look at the kind of a file before and after opening it, and open it with `O_NONBLOCK`.",
+    once=True,
 )
-def outside(server: Server) -> Finding:
-    name, links = nonce(), nonce()
-    made = server.bash(f"mkdir {links} && ln -s /etc/passwd {links}/file && ln -s /tmp {links}/folder")
-    reads = ("../../../../etc/passwd", "/etc/passwd", "../slot_1", f"{links}/file")
-    writes = (f"../{name}", f"/var/tmp/{name}", f"d/../../{name}", f"{links}/folder/{name}")  # noqa: S108
+def fifo(server: Server) -> Finding:
+    # A slot that hangs must not be the one that the next checks need.
+    slot = server.slots - 1
+    with _name(server, slot=slot) as name:
+        made = server.bash(f"mkfifo {name}", slot=slot)
+        if not made.success:
+            missing = made.exit_code == 127
+            raise (NotMeasured if missing else NotApplicable)(f"no FIFO can be made in the workspace: {made}")
+        path = f"{server.workspace(slot)}/{name}"
+        answers = []
+        for tool, args in (("read_file", {"path": name}), ("write_file", {"path": name, "content": "x"})):
+            try:
+                answers.append(server.client.execute(server.slot(slot), tool, args, timeout_s=1.0))
+            except ServerError as error:
+                return expect(False, f"{tool} of a FIFO: {error} {_release(server, path)}")
+        after = server.bash("echo usable", slot=slot)
+    seen, written = answers
+    return expect(
+        not seen.success and after.output.strip() == "usable", f"read: {seen}; wrote: {written}; afterwards: {after}"
+    )
+
+
+def _release(server: Server, path: str) -> str:
+    """Let go who waits for the other end of the FIFO ``path`` of the data directory, on the node; how that went."""
+    if server.placement is None:
+        return "Its slot may be lost."
+    script = (
+        f'cd "$NOMAD_ALLOC_DIR/../../"{quote(server.placed.allocation.id)}/alloc/data && test -p {quote(path)} &&'
+        f" exec 3<> {quote(path)} && sleep 0.3"
+    )
+    try:
+        server.placed.node.run(script)
+    except SifproofError as error:
+        return f"Its slot is lost, for the FIFO could not be opened on the node: {error}"
+    return "Its slot was freed from the node."
+
+
+@check(
+    "files.device",
+    "Reading a device fails: one in the workspace, or a link to one, or its path.",
+    why="A device can be endless, can wait for ever, and can belong to the machine.",
+    todo="Serve regular files only.",
+)
+def device(server: Server) -> Finding:
+    with _name(server) as name:
+        # /dev/null, the one that harms nobody who reads it. Making one needs a privilege that few commands have.
+        made = server.bash(f"mknod {name} c 1 3 2>/dev/null || {{ rm -f {name}; ln -s /dev/null {name}; }}")
+        seen = {path: server.read(path) for path in (name, "/dev/null", "../../../../../../../../dev/null")}
+    read = [f"{path}: {result}" for path, result in seen.items() if result.success]
+    return expect(made.success and not read, "; ".join(read) or "; ".join(str(result) for result in seen.values()))
+
+
+_READABLE = "/etc/passwd"
+_UP = "../" * 12
+
+
+@check(
+    "files.outside-dotdot",
+    "A path that leads out of the workspace by `..` is refused, for reading and for writing.",
+    why="The server's own files and other slots' work lie just beside the workspace.",
+    todo="Resolve the path before opening it, and compare it with the workspace.",
+)
+def outside_dotdot(server: Server) -> Finding:
+    with _beside(server) as (name, neighbour):
+        reads = [f"{_UP}etc/passwd", f"{name}/../../../../../../../../../..{_READABLE}"]
+        reads += [f"../{path}" for path in neighbour]
+        return _refused(server, name, reads, [f"../{name}", f"{name}/../../{name}"])
+
+
+@check(
+    "files.outside-absolute",
+    "An absolute path out of the workspace is refused, for reading and for writing.",
+    why="Every file of the machine that the server may read has one.",
+    todo="Resolve the path before opening it, and compare it with the workspace.",
+)
+def outside_absolute(server: Server) -> Finding:
+    with _beside(server) as (name, neighbour):
+        data = _data_directory(server)
+        return _refused(server, name, [_READABLE, *(f"{data}/{path}" for path in neighbour)], [f"{data}/{name}"])
+
+
+@check(
+    "files.outside-file-link",
+    "A symbolic link to a file out of the workspace is refused, for reading and for writing.",
+    why="Commands can make any link; the server, who follows it, may read and write more than they.",
+    todo="Resolve links before opening a path, and let none be exchanged meanwhile (`O_NOFOLLOW`, `openat2`).",
+)
+def outside_file_link(server: Server) -> Finding:
+    with _beside(server) as (name, neighbour):
+        targets = [_READABLE, f"{_UP}etc/passwd", *(f"../{path}" for path in neighbour)]
+        reads = _links(server, f"{name}-read", targets)
+        writes = _links(server, f"{name}-write", [f"../{name}", f"{_data_directory(server)}/{name}"])
+        return _refused(server, name, reads, writes)
+
+
+@check(
+    "files.outside-directory-link",
+    "A path through a symbolic link to a directory out of the workspace is refused, for reading and for writing.",
+    why="Commands can make any link; the server, who follows it, may read and write more than they.",
+    todo="Resolve every part of a path before opening it, not only the last.",
+)
+def outside_directory_link(server: Server) -> Finding:
+    with _beside(server) as (name, neighbour):
+        etc, beside, data = _links(server, f"{name}-link", ["/etc", "..", _data_directory(server)])
+        reads = [f"{etc}/passwd", *(f"{beside}/{path}" for path in neighbour)]
+        return _refused(server, name, reads, [f"{beside}/{name}", f"{data}/{name}"])
+
+
+@contextlib.contextmanager
+def _beside(server: Server) -> Iterator[tuple[str, list[str]]]:
+    """A name that must not come into being beside the workspace, and files of another slot, from the data directory.
+
+    The workspace holds a directory of the name, so that a path can go through it.
+    """
+    with _name(server) as name, contextlib.ExitStack() as stack:
+        made = server.bash(f"mkdir {name}")
+        if not made.success:
+            raise NotMeasured(f"no directory can be made in the workspace: {made}")
+        neighbour = []
+        if server.slots > 1:
+            other = stack.enter_context(_name(server, slot=1))
+            server.write(other, "of another slot", slot=1)
+            neighbour = [f"{server.workspace(1)}/{other}"]
+        yield name, neighbour
+
+
+def _data_directory(server: Server) -> PurePosixPath:
+    return PurePosixPath(str(server.client.health().get("data_dir")))
+
+
+def _links(server: Server, name: str, targets: Iterable[str | PurePosixPath]) -> list[str]:
+    """Links in the workspace to each of ``targets``."""
+    links = {f"{name}{number}": str(target) for number, target in enumerate(targets)}
+    made = server.bash(" && ".join(f"ln -s -- {quote(target)} {link}" for link, target in links.items()))
+    if not made.success:
+        raise NotMeasured(f"no links can be made in the workspace: {made}")
+    return list(links)
+
+
+def _refused(server: Server, name: str, reads: Iterable[str], writes: Iterable[str]) -> Finding:
+    """Whether all these paths are refused, and nothing of that name came into being beside the workspace."""
     calls = [(f"read {path}", server.read(path)) for path in reads]
     calls += [(f"write {path}", server.write(path, "x")) for path in writes]
     let_out = [f"{call}: {result}" for call, result in calls if result.success or "denied" not in result.error.lower()]
-    if not made.success:
-        let_out.append(f"making links: {made}")
-    try:
-        server.read_allocation_file(f"{server.workspace()}/../{name}")
+    with contextlib.suppress(NotFoundError):
+        server.read_slot_file(f"../{name}")
         let_out.append(f"a file {name} beside the workspace")
-    except NotFoundError:
-        pass
-    server.bash(f"rm -rf {links}")
+        server.bash(f"rm -f -- ../{name}")
     return expect(not let_out, "; ".join(let_out) or f"{len(calls)} paths out of the workspace refused")
 
 
@@ -143,10 +416,11 @@ def outside(server: Server) -> Finding:
     todo="Look at the mount of the workspace in the command's sandbox.",
 )
 def seen_by_bash(server: Server) -> Finding:
-    there, back, word, answer = nonce(), nonce(), nonce(), nonce()
-    server.write(there, word)
-    seen = server.bash(f"cat {there} && printf %s {answer} > {back}")
-    read = server.read(back)
+    word, answer = nonce(), nonce()
+    with _name(server) as name:
+        server.write(name, word)
+        seen = server.bash(f"cat {name} && printf %s {answer} > {name}-back")
+        read = server.read(f"{name}-back")
     return expect(seen.output.strip() == word and read.output == answer, f"bash saw: {seen}; read_file saw: {read}")
 
 
@@ -157,7 +431,8 @@ def seen_by_bash(server: Server) -> Finding:
     todo="Look at `--data-dir` and the bind of the allocation's directory.",
 )
 def in_allocation(server: Server) -> Finding:
-    path, word = nonce(), nonce()
-    written = server.write(path, word)
-    seen = server.read_slot_file(path)
+    word = nonce()
+    with _name(server) as name:
+        written = server.write(name, word)
+        seen = server.read_slot_file(name)
     return expect(written.success and seen == word.encode(), f"wrote: {written}; Nomad shows {len(seen)} bytes")

@@ -127,6 +127,7 @@ def idle(server: Server) -> Finding:
     "While a command runs, `/health` counts its slot as executing and no longer as available.",
     why="Schedulers send work to slots that are said to be available.",
     todo="Look at when the server changes a slot's state.",
+    waits_s=0.3,
 )
 def busy(server: Server) -> Finding:
     wanted = (server.slots - 1, 1)

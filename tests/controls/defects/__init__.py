@@ -30,6 +30,8 @@ class Defect:
     plain: bool = False
     health: bool = False
     anything: bool = False
+    nomad: bool = False
+    """Whether only a check of a sandbox under Nomad sees it: it is tried there, see ``test_bash_files_defects.py``."""
 
 
 DEFECTS: dict[str, Defect] = {}
@@ -37,9 +39,9 @@ DEFECTS: dict[str, Defect] = {}
 ANSWERED = {"success": True, "output": "", "error": "", "metadata": {}}
 
 
-def turns_red(*red: str, plain: bool = False, health: bool = False, anything: bool = False):
+def turns_red(*red: str, plain: bool = False, health: bool = False, anything: bool = False, nomad: bool = False):
     def register(plant):
-        DEFECTS[plant.__name__.replace("_", "-")] = Defect(plant, red, plain, health, anything)
+        DEFECTS[plant.__name__.replace("_", "-")] = Defect(plant, red, plain, health, anything, nomad)
         return plant
 
     return register

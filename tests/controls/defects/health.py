@@ -9,22 +9,26 @@ from defects import ANSWERED, is_call, turns_red
 
 @turns_red("health.ready", plain=True, health=True)
 def never_listens(arguments):
+    """The server starts and never listens."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.pause()
 
 
 @turns_red("health.identity", "files.in-allocation")
 def data_elsewhere(arguments):
+    """The workspaces lie in a directory of the server's own, out of the allocation."""
     arguments[arguments.index("--data-dir") + 1] = tempfile.mkdtemp()
 
 
 @turns_red("health.identity")
 async def every_write_lost(path, call, go):
+    """Each write is answered as done, and lost."""
     return ANSWERED if is_call(call, "write_file") else await go(call)
 
 
 @turns_red("health.status", plain=True)
 async def no_status(path, call, go):
+    """`/health` has no `status`."""
     answer = await go(call)
     answer.pop("status", None)
     return answer
@@ -32,12 +36,14 @@ async def no_status(path, call, go):
 
 @turns_red("health.slots", "health.slot-list", "health.idle", "health.busy", "bash.parallel")
 def wrong_slot_count(arguments):
+    """The server has one slot fewer than the config asks for."""
     place = arguments.index("--slots") + 1
     arguments[place] = str(int(arguments[place]) - 1)
 
 
 @turns_red("health.idle")
 async def slot_never_released(path, call, go):
+    """One slot counts as executing for ever."""
     answer = await go(call)
     if path == "/health":
         answer["available"] -= 1
@@ -47,11 +53,13 @@ async def slot_never_released(path, call, go):
 
 @turns_red("health.busy")
 async def always_idle(path, call, go):
+    """`/health` counts every slot as available, whatever runs."""
     answer = await go(call)
     return answer | {"available": answer["slots"], "executing": 0} if path == "/health" else answer
 
 
 @turns_red("health.slot-list")
 async def slot_listed_twice(path, call, go):
+    """`/slots` lists the first slot twice and the last not at all."""
     answer = await go(call)
     return {"slots": [*answer["slots"][:-1], answer["slots"][0]]} if path == "/slots" else answer

@@ -1,0 +1,39 @@
+"""Defects of the server that only the node can tell: a sandbox under Nomad for each."""
+
+from pathlib import Path
+
+import defects
+import pytest
+from placed import red, verdicts
+
+HERE = Path(__file__).parent
+DEFECTS = {name: defect for name, defect in defects.load().items() if defect.nomad}
+
+
+@pytest.fixture(scope="module")
+def seen(house):
+    """The verdicts of the suite in question on each defect."""
+    found = {}
+    for name, defect in DEFECTS.items():
+        settings = {"binds": [f"{HERE}:/planted:ro"], "command": ["python3", "/planted/defects", name]}
+        with house.sandbox(name, **settings) as server:
+            found[name] = verdicts(server, {check.partition(".")[0] for check in defect.red})
+    return found
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_turns_its_own_checks_red(seen, name):
+    assert red(seen[name]) == set(DEFECTS[name].red), seen[name]
+
+
+def test_a_slot_that_waits_for_a_fifo_is_freed(seen):
+    found = seen["waits-for-a-fifo"]
+    assert "Its slot was freed from the node" in found["files.fifo"].message
+    assert {verdict.verdict for check, verdict in found.items() if check != "files.fifo"} == {"pass"}
+
+
+@pytest.mark.parametrize("driver", ["singularity", "docker"])
+def test_all_green_without_a_defect(house, driver):
+    with house.sandbox(f"healthy-{driver}", driver=driver) as server:
+        found = verdicts(server, ("health", "bash", "files"))
+    assert {check: v for check, v in found.items() if v.verdict != "pass"} == {}
