@@ -23,6 +23,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -68,6 +69,11 @@ _HANDED_ON = (
     "DOCKER_TLS_VERIFY",
     "XDG_RUNTIME_DIR",
 )
+
+
+# Secrets that are none: what a sandbox sees of them (isolation.host.environment), it would see of true ones. Apptainer
+# takes what follows APPTAINERENV_ for the name of a variable inside, whatever it is told to leave outside.
+_PLANTED = ("SIFPROOF_PLANTED_TOKEN", "APPTAINERENV_SIFPROOF_PLANTED", "SINGULARITYENV_SIFPROOF_PLANTED")
 
 
 class LocalAgent(BaseModel):
@@ -193,7 +199,8 @@ def _environment(home: Path) -> dict[str, str]:
         temporary = Path(tempfile.mkdtemp(prefix="sifproof-"))
     else:
         temporary.mkdir(exist_ok=True)
-    return {**handed_on(), "TMPDIR": str(temporary)}
+    planted = {name: f"planted-{secrets.token_hex(16)}" for name in _PLANTED}
+    return {**handed_on(), **planted, "TMPDIR": str(temporary)}
 
 
 def _tail(log: Path, lines: int = 8) -> str:

@@ -1,1 +1,397 @@
-"""``isolation.host.*``: a sandbox sees and reaches nothing of the node that it was not given."""
+"""``isolation.host.*``: a sandbox sees and reaches nothing of the node that it was not given.
+
+What a slot's commands see, not what the server could: a server may well contain them better than its container does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from sifproof.checks.isolation import scripts
+from sifproof.checks.isolation.planted import Said, planted
+from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.server import Server, nonce
+from sifproof.errors import Fault, SifproofError
+from sifproof.nomad.job import DOCKER_PORT
+
+PLACES = {
+    "home": "the home directory of the Nomad client's user",
+    "workdir": "the working directory of its task, or of the Nomad agent",
+    "tmp": "the node's `/tmp`",
+    "var-tmp": "the node's `/var/tmp`",
+    "dev-shm": "the node's `/dev/shm`",
+    "allocations": "the directory of another allocation",
+    "nomad-data": "the data directory of the Nomad client",
+}
+"""Where on the node a marker is planted, in words; the key ends the id of the check."""
+
+_CONTAIN = "Leave `--containall` in the command of the rendered job, and see what `binds` of the config gives to it."
+
+_WHY = {
+    "home": (
+        "Keys, tokens and start-up files lie there: who reads or writes them is the user of the Nomad client.",
+        f"{_CONTAIN} Apptainer gives a container the user's home unless it is told not to.",
+    ),
+    "workdir": (
+        "The task's directory holds its secrets, and that of the agent its configuration.",
+        f"{_CONTAIN} Apptainer gives a container the directory that it is started in.",
+    ),
+    "tmp": (
+        "Sockets, locks and half-written files of all users lie there.",
+        f"{_CONTAIN} `--workdir` gives it a `/tmp` of its own.",
+    ),
+    "var-tmp": (
+        "What lies there outlives a reboot, and belongs to others.",
+        f"{_CONTAIN} `--workdir` gives it a `/var/tmp` of its own.",
+    ),
+    "dev-shm": (
+        "Programs share their memory by it: MPI, databases, browsers.",
+        f"{_CONTAIN} With Docker leave `ipc_mode` alone.",
+    ),
+    "allocations": ("Data and secrets of other jobs lie there.", _CONTAIN),
+    "nomad-data": (
+        "The client's state and the secrets of every task on the node lie there.",
+        f"{_CONTAIN} A folder above the client's `data_dir` must not be bound.",
+    ),
+}
+
+
+def _place(name: str) -> Callable[[Server], Finding]:
+    def function(server: Server) -> Finding:
+        found = planted(server)
+        places = found.node.named("place", name)
+        if not places:
+            there = [f"{path}: {why}" for why in ("absent", "closed") for path in found.node.named(why, name)]
+            raise NotApplicable(f"the client's user can write no such directory ({'; '.join(there) or 'it has none'})")
+        seen = found.inside.named("visible", name)
+        arrived = found.after.named("arrived", name)
+        said = [f"a file planted in {PLACES[name]} is there as {path}" for path in seen]
+        said += [f"a file that the slot wrote arrived as {path}" for path in arrived]
+        folders = ", ".join(dict.fromkeys(path.rpartition("/")[0] or "/" for path in places))
+        return expect(not said, "; ".join(said[:2]) or f"no file planted is seen, and none came out: {folders}")
+
+    return function
+
+
+for _name, (_why, _todo) in _WHY.items():
+    check(
+        f"isolation.host.{_name}",
+        f"A slot neither sees a file in {PLACES[_name]} nor leaves one there.",
+        why=_why,
+        todo=_todo,
+        once=True,
+    )(_place(_name))
+
+
+@check(
+    "isolation.host.directories",
+    "None of the node's top directories and of its users' home directories is in a slot, but for what `binds` names.",
+    why="Programs, settings and data of others are on them; a bind of `/` gives all at once.",
+    todo="See which bind brings it: `binds` of the config, `bind path` in the node's apptainer.conf, Docker's volumes.",
+    once=True,
+)
+def directories(server: Server) -> Finding:
+    found = planted(server)
+    node = _identities(found.node)
+    if not node:
+        raise NotMeasured("the node has no stat or no xargs, to tell a directory by its inode")
+    inside = _identities(found.inside)
+    if not inside:
+        raise NotMeasured("the image has no stat, to tell a directory by its inode")
+    given = [bind.partition(":")[0].rstrip("/") or "/" for bind in server.placed.sandbox.binds]
+    known = [
+        f"{path} is the node's {node[identity]}"
+        for identity, path in inside.items()
+        if identity in node and node[identity] not in given
+    ]
+    return expect(not known, "; ".join(known[:8]) or f"{len(inside)} directories, none of {len(node)} of the node's")
+
+
+def _identities(said: Said) -> dict[str, str]:
+    """Paths of directories by device and inode, which a bind mount does not change."""
+    pairs = [line.partition(" ") for line in said["directory"]]
+    return {identity: path.removesuffix("/.") or "/" for identity, _, path in reversed(pairs)}
+
+
+@check(
+    "isolation.host.environment",
+    "No variable of the Nomad agent's environment is seen in a slot, in that of any process.",
+    why="A task inherits the agent's environment, and with it tokens that nobody thought of; Apptainer carries it on, "
+    "`APPTAINERENV_*` even over `--cleanenv`.",
+    todo="Leave `env -i` in the command of the rendered job; take tokens out of the agent's environment.",
+    once=True,
+)
+def environment(server: Server) -> Finding:
+    leaked, known = planted(server).leaked()
+    if not known:
+        raise NotApplicable("the agent's environment holds nothing that could be told apart")
+    return expect(not leaked, f"seen: {', '.join(leaked)}" if leaked else f"none of {known} values of the node is seen")
+
+
+@check(
+    "isolation.host.processes",
+    "A slot sees neither the arguments nor the environment of a process of the node.",
+    why="Passwords stand in them, and through `/proc/PID/root` of such a process all files of the node are in reach.",
+    todo="Leave `--pid` or `--containall` in the command of the rendered job; with Docker leave `pid_mode` alone.",
+    once=True,
+)
+def processes(server: Server) -> Finding:
+    found = planted(server)
+    if not found.node.one("process"):
+        raise NotMeasured("no process could be planted on the node")
+    if not found.inside["processes"]:
+        raise NotMeasured("the image has no cat or no tr")
+    seen = found.inside["process"]
+    return expect(not seen, f"of the planted process is seen: {'; '.join(seen)}" if seen else "it sees its own alone")
+
+
+@check(
+    "isolation.host.signals",
+    "A slot can't send a signal to a process of the node.",
+    why="It could end what others compute, or the Nomad client itself.",
+    todo="Leave `--pid` or `--containall` in the command of the rendered job; with Docker leave `pid_mode` alone.",
+    once=True,
+)
+def signals(server: Server) -> Finding:
+    found = planted(server)
+    if not found.node.one("process"):
+        raise NotMeasured("no process could be planted on the node")
+    arrived = bool(found.after["signalled"])
+    return expect(not arrived, f"SIGURG to a planted process {'arrived' if arrived else 'did not arrive'}")
+
+
+@check(
+    "isolation.host.ipc",
+    "A slot does not share System V shared memory, semaphores and queues with the node.",
+    why="Programs of the same user there can be read and misled by it.",
+    todo="Leave `--ipc` or `--containall` in the command of the rendered job; with Docker leave `ipc_mode` alone.",
+    once=True,
+)
+def ipc(server: Server) -> Finding:
+    found = planted(server)
+    segment, seen = found.node.one("shm"), found.inside["shm"]
+    outside, inside = found.node.one("ipc-namespace"), found.inside.one("ipc-namespace")
+    if not (segment and found.inside["shm-list"]) and not (outside and inside):
+        raise NotMeasured("neither is there a list of shared memory nor do node and image tell the name space")
+    shared = bool(seen) or (bool(outside) and outside == inside)
+    return expect(
+        not shared,
+        f"a planted segment of shared memory is {'seen' if seen else 'not seen' if segment else 'not to be had'}; "
+        f"name space of the node {outside or 'unknown'}, of the slot {inside or 'unknown'}",
+    )
+
+
+@check(
+    "isolation.host.devices",
+    "A slot can open no block device and no memory of the node, and can't make itself one.",
+    why="Under the file system there are no permissions: every file of the node can be read from its disk.",
+    todo="Leave `--containall` in the command of the rendered job, and `privileged` out of the config.",
+    once=True,
+)
+def devices(server: Server) -> Finding:
+    said = planted(server).inside
+    opened, closed = said["device"], said["closed-device"]
+    return expect(
+        not opened,
+        f"{len(opened)} can be opened for reading: {', '.join(opened[:8])}"
+        if opened
+        else f"{len(closed)} block devices are there, none can be opened",
+    )
+
+
+@check(
+    "isolation.host.kernel-settings",
+    "No setting of the node's kernel is open for writing in a slot.",
+    why="`core_pattern` names a program that the kernel runs as root outside of all containers; to root in a user name "
+    "space without any capability it is open still.",
+    todo="Let commands run in bubblewrap with `--ro-bind /proc/sys /proc/sys` and without `/sys`, or run the Nomad "
+    "client, or the task (`user`), as an ordinary user; with Docker leave out `privileged`.",
+    once=True,
+)
+def kernel_settings(server: Server) -> Finding:
+    said = planted(server).inside
+    if not said["settings"]:
+        raise NotMeasured("the slot has no /proc/sys")
+    opened = said["writable-setting"]
+    many = f" and {len(opened) - 8} more" if len(opened) > 8 else ""
+    return expect(not opened, f"open for writing: {', '.join(opened[:8])}{many}" if opened else "none can be opened")
+
+
+@check(
+    "isolation.host.root-filesystem",
+    "The root file system is read-only in a slot: programs, libraries and settings of the image can't be changed.",
+    why="What one agent changes there, the next one runs, in this slot and in all others.",
+    todo="Leave out `--writable` and `--writable-tmpfs`; with Docker run the commands as a user that owns none of it, "
+    "or set `readonly_rootfs`.",
+    advisory={
+        "docker": "Docker gives each container a root file system of its own that its root can write: nothing of the "
+        "node, and gone with the container"
+    },
+    once=True,
+)
+def root_filesystem(server: Server) -> Finding:
+    said = planted(server).inside
+    opened, tried = said["writable-root"], said["root-folder"]
+    if not tried:
+        raise NotMeasured("no directory of the root file system was found to try")
+    return expect(not opened, f"could be written: {', '.join(opened)}" if opened else f"{len(tried)} directories tried")
+
+
+@check(
+    "isolation.host.setuid",
+    "A set-uid root program of the image gives a command no rights that it did not have.",
+    why="A hole in one such program (su, mount, sudo) makes the command root, and frees it from its user.",
+    todo="Start commands with `no_new_privs` set (bubblewrap does it; `setpriv --no-new-privs`), or take set-uid "
+    "programs out of the image.",
+    once=True,
+)
+def setuid(server: Server) -> Finding:
+    said = planted(server).inside
+    if said.one("NoNewPrivs") == "1":
+        return expect(True, "the kernel grants no new privileges to the command (NoNewPrivs)")
+    user = _uids(said)[1]
+    if user == "0":
+        return expect(True, "commands run as user 0 already: there is nothing to gain")
+    result = server.bash(
+        "find / -xdev -type f -user 0 -perm -4000 -perm -1 2>/dev/null | head -n 100; command -v find >/dev/null",
+        timeout_s=30,
+    )
+    if not result.success:
+        raise NotMeasured(f"set-uid programs can't be searched for: {result}")
+    gaining = [path for path in result.output.splitlines() if path.startswith("/") and not _is_nosuid(path, said)]
+    return expect(
+        not gaining,
+        f"commands run as user {user}, and as root in {', '.join(gaining[:5])}" if gaining else "no such program",
+    )
+
+
+def _uids(said: Said) -> list[str]:
+    uids = said.one("Uid").split()
+    if len(uids) != 4:
+        raise NotMeasured("the slot has no /proc/self/status")
+    return uids
+
+
+def _is_nosuid(path: str, said: Said) -> bool:
+    """Whether the file system that ``path`` is on ignores set-uid bits, as the slot's list of mounts says."""
+    mounts = [line.partition(" ")[::2] for line in said["mount"]]
+    over = [(len(point), options) for options, point in mounts if path.startswith(point.rstrip("/") + "/")]
+    return "nosuid" in max(over, default=(0, ""))[1].split(",")
+
+
+_DOCKERS = 0xA80425FB
+"""The capabilities that Docker gives the root of a container: they reach no further than its name spaces."""
+
+_NAMES = """
+chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service
+net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin
+sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap mac_override
+mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore
+""".split()  # noqa: SIM905 - forty lines otherwise
+"""Of the capabilities, by the number of their bit: include/uapi/linux/capability.h."""
+
+
+@check(
+    "isolation.host.capabilities",
+    "A command holds no capability over the node: none outside of a user name space of its own (under Docker: none "
+    "that its default profile does not give), and can't read a file of another user that is closed to all.",
+    why="With one such as `sys_admin` or `sys_ptrace` a command takes over the node.",
+    todo="Leave out `privileged`, `--add-caps`, `--keep-privs` and `cap_add`; under Apptainer as root run with "
+    "`--userns` or as an ordinary user.",
+    once=True,
+)
+def capabilities(server: Server) -> Finding:
+    found = planted(server)
+    said = found.inside
+    mapped = [line.split() for line in said["map"]]
+    if not mapped:
+        raise NotMeasured("the slot has no /proc/self/uid_map")
+    words = ("CapEff", "CapPrm", "CapInh", "CapAmb")
+    try:
+        held = 0
+        for word in words:
+            held |= int(said.one(word), 16)
+    except ValueError:
+        raise NotMeasured("the slot has no /proc/self/status") from None
+    own = mapped != [["0", "0", "4294967295"]]
+    docker = server.driver == "docker"
+    too_many = 0 if own else held & ~(_DOCKERS if docker else 0)
+    reads = bool(said["closed-file"]) and (own or not docker)
+    names = ", ".join(name for bit, name in enumerate(_NAMES) if too_many >> bit & 1)
+    where = "in a user name space of its own" if own else "in that of the node"
+    return expect(
+        not too_many and not reads,
+        f"user {_uids(said)[1]} {where} (uid_map {'; '.join(' '.join(line) for line in mapped)}), capabilities {held:x}"
+        + (f", over the node: {names or hex(too_many)}" if too_many else "")
+        + ("; a file of another user, closed to all, could be read" if said["closed-file"] else ""),
+    )
+
+
+@check(
+    "isolation.host.container-engine",
+    "No socket of a container engine of the node can be reached in a slot.",
+    why="Who reaches it starts a container with all of the node in it, as root.",
+    todo="See which of `binds` brings it, or `bind path` in the node's apptainer.conf.",
+    once=True,
+)
+def container_engine(server: Server) -> Finding:
+    seen = planted(server).inside["engine"]
+    return expect(not seen, f"can be written to: {', '.join(seen)}" if seen else "no socket of an engine is there")
+
+
+@check(
+    "isolation.host.nomad-api",
+    "Nomad's HTTP API gives a slot nothing without a token: no list of jobs or nodes, no configuration, no plan of a "
+    "job.",
+    why="Apptainer shares the node's network. Who may submit a job runs code as the user of the Nomad client, outside "
+    "of all containers.",
+    todo="Turn on `acl` for the cluster and give anonymous no rights, or close the API to the nodes' own addresses.",
+    blames=Fault.INFRASTRUCTURE,
+    once=True,
+)
+def nomad_api(server: Server) -> Finding:
+    placed = server.placed
+    try:
+        node = placed.nomad.get("node", placed.allocation.node_id)
+    except SifproofError as error:
+        raise NotMeasured(f"Nomad does not tell the address of the node's agent: {error}") from None
+    scheme = "https" if node.get("TLSEnabled") else "http"
+    cluster = urlsplit(placed.cluster.address)
+    agents = [f"{scheme}://{node['HTTPAddr']}"] if node.get("HTTPAddr") else []
+    if cluster.hostname and cluster.port:
+        host = f"[{cluster.hostname}]" if ":" in cluster.hostname else cluster.hostname
+        agents.append(f"{cluster.scheme}://{host}:{cluster.port}")
+    port = int((node.get("HTTPAddr") or ":4646").rpartition(":")[2])
+    docker = placed.sandbox.driver == "docker"
+    inner = placed.sandbox.port if isinstance(placed.sandbox.port, int) else DOCKER_PORT
+    job = nonce()
+    result = server.bash(
+        scripts.ask(
+            own_host="127.0.0.1" if docker else placed.allocation.address,
+            own_port=inner if docker else placed.allocation.port,
+            targets=dict.fromkeys(agents),
+            gateway=f"{scheme}://GATEWAY:{port}" if docker else "",
+            job=job,
+            plan=_plan(job),
+        )
+    )
+    said = Said(result.output, "end", f"the command that asks Nomad ({result})")
+    if not said.one("way"):
+        raise NotMeasured(
+            "the slot has no program that could ask, or no network at all; tried: "
+            f"{said.one('tools').strip() or 'none of bash, python3, curl, nc is there'}"
+        )
+    answers = [line.split() for line in said["answer"]]
+    given = [f"{method} {path} at {where}" for where, method, path, *rest in answers if rest[1:2] == ["200"]]
+    told = sorted({f"{where}: {' '.join(rest[1:]) or 'no answer'}" for where, _, _, *rest in answers})
+    return expect(not given, f"answered without a token: {'; '.join(given)}" if given else "; ".join(told))
+
+
+def _plan(job: str) -> str:
+    """A job for Nomad to plan: it is looked at and not kept."""
+    task = {"Name": "t", "Driver": "raw_exec", "Config": {"command": "/bin/true"}}
+    groups = [{"Name": "g", "Tasks": [task]}]
+    text = {"ID": job, "Name": job, "Type": "batch", "Datacenters": ["*"], "TaskGroups": groups}
+    return json.dumps({"Job": text, "Diff": False})

@@ -1,0 +1,179 @@
+"""Markers planted on the node and looked for in a sandbox, and the other way round: what ``isolation.host`` judges by.
+
+All of it is done once for an allocation: a script on the node plants, a command in the first slot looks around and
+leaves marks of its own, a script on the node looks for those, and what was planted is cleared away
+(:mod:`.scripts`). No secret of the node leaves it: the values of its environment are compared by salted checksums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass, field
+
+from sifproof.checks.isolation import scripts
+from sifproof.checks.registry import NotMeasured
+from sifproof.checks.server import Server
+from sifproof.errors import SifproofError
+from sifproof.nomad.job import TASK
+
+# What two machines may have in common by chance; the node sends nothing of such a kind either.
+_ORDINARY = re.compile(r".{0,7}|[./~].*|[A-Za-z]*|[-\d.:, ]*|[A-Za-z]{1,3}[_.][\w.@-]*")
+
+
+class Said:
+    """What a script printed, by the word that each line begins with.
+
+    Raises :class:`NotMeasured` where there is no line ``end``: nothing seen is then nothing looked at.
+    """
+
+    def __init__(self, text: str, end: str, who: str) -> None:
+        self._lines: dict[str, list[str]] = {}
+        for line in text.splitlines():
+            word, _, rest = line.partition("\t")
+            self._lines.setdefault(word, []).append(rest)
+        if end not in self._lines:
+            raise NotMeasured(f"{who} did not come to its end: {text.strip()[-300:]!r}")
+
+    def __getitem__(self, word: str) -> list[str]:
+        return self._lines.get(word, [])
+
+    def one(self, word: str) -> str:
+        """The rest of the first line with ``word``; empty where there is none."""
+        return next(iter(self[word]), "")
+
+    def named(self, word: str, name: str) -> list[str]:
+        """What follows ``name`` in the lines with ``word``."""
+        return [rest.partition(" ")[2] for rest in self[word] if rest.partition(" ")[0] == name]
+
+
+@dataclass
+class Planted:
+    """What was planted for one allocation, and what was seen of it."""
+
+    inside: Said
+    """What the slot says."""
+    _node: Said | None
+    """What the script that planted says, and …"""
+    _after: Said | None
+    """… the one that looked for the sandbox's marks."""
+    _nothing: str
+    """Why these are missing."""
+    hex: str
+    _variables: dict[str, list[str]] | NotMeasured = field(repr=False)
+
+    @property
+    def node(self) -> Said:
+        """What is on the node; raises :class:`NotMeasured` where no script could be run there."""
+        if self._node is None or self._after is None:
+            raise NotMeasured(f"nothing could be planted on the node: {self._nothing}")
+        if not self.inside["own"]:
+            raise NotMeasured("the search in the slot does not find what was planted in its own workspace")
+        return self._node
+
+    @property
+    def after(self) -> Said:
+        """What the sandbox left on the node."""
+        if not self.node or self._after is None or not self._after.named("arrived", "own"):
+            raise NotMeasured("the search on the node does not find what the slot left in its own workspace")
+        return self._after
+
+    def leaked(self) -> tuple[list[str], int]:
+        """Names of the node's variables whose values the slot sees, and how many of the node's could be told apart."""
+        sums: dict[str, list[str]] = {}
+        for line in self.node["variable"]:
+            checksum, _, name = line.partition(" ")
+            sums.setdefault(checksum, []).append(name)
+        if not self.node.one("environment"):
+            raise NotMeasured("the node has no sha256sum, to compare secrets by")
+        if isinstance(self._variables, NotMeasured):
+            raise self._variables
+        found = [
+            name if name in names else f"{name} (the value of {names[0]})"
+            for value, seen in self._variables.items()
+            if (names := sums.get(_checksum(self.hex, value)))
+            for name in seen
+        ]
+        return sorted(set(found)), len(sums)
+
+
+def _checksum(salt: str, value: str) -> str:
+    kept = value.encode("utf-8", "surrogateescape")[: scripts.VALUE_BYTES]
+    return hashlib.sha256(salt.encode() + kept).hexdigest()
+
+
+_planted: dict[int, Planted] = {}
+
+
+def planted(server: Server) -> Planted:
+    """What was planted for ``server``, and seen: done at the first call, and remembered until its suite is over."""
+    if id(server) not in _planted:
+        server.keep.callback(_planted.pop, id(server), None)
+        _planted[id(server)] = _plant(server)
+    return _planted[id(server)]
+
+
+def _plant(server: Server) -> Planted:
+    hex = secrets.token_hex(12)
+    node = inside = after = None
+    nothing = ""
+    try:
+        placed = server.placed
+        script = scripts.plant(
+            hex, allocation=placed.allocation.id, task=placed.allocation.task or TASK, workspace=server.workspace()
+        )
+        with placed.node.hold(script, ready=scripts.PLANTED) as said:
+            node = Said(f"{said}\n{scripts.PLANTED}", scripts.PLANTED, "the script that plants markers on the node")
+            inside = _look_around(server, hex, node)
+            looked = placed.node.run(
+                scripts.look_after(
+                    hex,
+                    [place.rpartition("/")[0] for place in node["place"]],
+                    workspace=node.one("workspace"),
+                    signalled=node.one("signalled"),
+                )
+            )
+            after = Said(looked, "end", "the script that looks for the sandbox's marks on the node")
+    except (SifproofError, NotMeasured) as error:
+        nothing = str(error)
+    if inside is None:
+        inside = _look_around(server, hex, None)
+    with contextlib.suppress(SifproofError):
+        server.bash(scripts.clear(hex, inside["wrote"]))
+    return Planted(inside, node, after, nothing, hex, _look_at_environment(server))
+
+
+def _look_around(server: Server, hex: str, node: Said | None) -> Said:
+    """What the slot sees, and writes on the way."""
+    look = scripts.look(
+        hex,
+        places=node["place"] if node else [],
+        own=node.one("own") if node else "",
+        process=node.one("process") if node else "",
+        shm=node.one("shm") if node else "",
+        block=node.one("block") if node else "",
+    )
+    result = server.bash(look)
+    return Said(result.output, "end", f"the command that looks around in the slot ({result})")
+
+
+def _look_at_environment(server: Server) -> dict[str, list[str]] | NotMeasured:
+    """The names under which the slot sees each value that no machine has by chance."""
+    try:
+        result = server.bash(scripts.look_at_environment())
+        Said(result.output, "end", f"the command that prints the slot's environment ({result.error})")
+    except (SifproofError, NotMeasured) as error:
+        return NotMeasured(str(error))
+    if len(result.output.encode()) >= scripts.ENVIRONMENT_BYTES:
+        return NotMeasured("the slot sees more variables than a command may print: those of other processes too?")
+    given = set(server.placement.sandbox.environment.values()) if server.placement else set()
+    found: dict[str, list[str]] = {}
+    for line in result.output.splitlines():
+        name, equals, value = line.partition("=")
+        if not equals:
+            name, value = "a line", line
+        if value not in given and not _ORDINARY.fullmatch(value):
+            found.setdefault(value, []).append(name)
+    return found

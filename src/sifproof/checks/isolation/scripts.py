@@ -1,0 +1,456 @@
+"""The shell scripts of :mod:`.planted`: POSIX shell and coreutils, for more is not on every node and in every image.
+
+Each prints lines of a word, a tab and the rest, and ends with one that says that it came to its end. A marker is put
+together where it is used: a script's own text, which shows in its command line, must not hold what it looks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from shlex import quote
+
+VALUE_BYTES = 200
+"""So much of a variable's value is compared."""
+
+ENVIRONMENT_BYTES = 45_000
+"""Of the 50,000 characters that the protocol gives a command's output."""
+
+PLANTED = "planted"
+
+
+def _with(values: Mapping[str, str], script: str) -> str:
+    return "".join(f"{name}={quote(value)}\n" for name, value in values.items()) + script
+
+
+# Runs as the user of the node's Nomad client, in a folder that the sandbox may write (its workspace) only by names
+# that a symbolic link there can't turn elsewhere: files are made in the script's own folder, and moved.
+_PLANT = r"""
+LC_ALL=C
+tab=$(printf '\t')
+umask 022
+mark=sifproof-$hex
+own=${NOMAD_ALLOC_DIR%/*}
+allocations=${own%/*}
+sandbox=$allocations/$allocation
+workspace=$sandbox/alloc/data/$workspace
+say() { printf '%s\t%s\n' "$1" "$2"; }
+eval "home=~$(id -un)"
+
+each_place() { # what to do with a name and a folder
+    case $home in /?*) "$1" home "$home" ;; esac
+    case $HOME in "$home") ;; /?*) "$1" home "$HOME" ;; esac
+    "$1" workdir "$sandbox/$task"
+    for folder in $agent_folders; do "$1" workdir "$folder"; done
+    "$1" tmp /tmp
+    "$1" var-tmp /var/tmp
+    "$1" dev-shm /dev/shm
+    "$1" allocations "$own"
+    "$1" nomad-data "${allocations%/*}"
+}
+plant() {
+    if [ ! -d "$2" ]; then say absent "$1 $2"
+    elif (echo "$mark" > "$2/.$mark-$1") 2>/dev/null; then say place "$1 $2/.$mark-$1"
+    else say closed "$1 $2"
+    fi
+}
+uproot() { rm -f "$2/.$mark-$1"; }
+clear() {
+    trap '' TERM
+    kill $process $sleeping 2>/dev/null
+    each_place uproot 2>/dev/null
+    rm -f "$workspace/.$mark-own" "$workspace/.$mark-closed"
+    [ -z "$shm" ] || ipcrm -m "$shm"
+    exit 0
+}
+process= sleeping= shm= agent_folders=
+trap clear TERM INT
+
+# The agent and what stands between it and this script: whose environment a task may come to see.
+agents=
+pid=$$
+while [ "$pid" -gt 1 ]; do
+    read -r name < "/proc/$pid/comm"
+    agents="$agents $pid"
+    folder=$(readlink "/proc/$pid/cwd")
+    case $name in nomad*)
+        case $folder in / | *[[:space:]]*) ;; /*) agent_folders="$agent_folders $folder" ;; esac ;;
+    esac
+    while read -r key value; do
+        if [ "$key" = PPid: ]; then pid=$value; fi
+    done < "/proc/$pid/status"
+done
+
+each_place plant
+echo "$mark" > "$own/own" && mv "$own/own" "$workspace/.$mark-own" && say own "$workspace/.$mark-own"
+say workspace "$workspace"
+say user "$(id -u)"
+if [ "$(id -u)" = 0 ]; then
+    # Of a user of the node that no sandbox is, and closed to all.
+    echo "$mark" > "$own/closed" && chown 65533:65533 "$own/closed" && chmod 0 "$own/closed" \
+        && mv "$own/closed" "$workspace/.$mark-closed" && say closed-file "$workspace/.$mark-closed"
+fi
+
+# A process with a marker in its arguments and one in its environment; a signal that nobody minds leaves a file.
+SIFPROOF_PLANTED=planted-$hex-environment sh -c '
+    trap "echo > \"\$1\"" WINCH
+    trap "echo > \"\$2\"" URG
+    trap "kill \$sleeping; exit" TERM
+    while :; do sleep 900 & sleeping=$!; wait $sleeping; done
+' "planted-$hex-argument" "$own/tried" "$own/signalled" > /dev/null 2>&1 &
+process=$!
+# Shown to work before it counts that a slot's signal has no effect.
+tries=0
+until [ -e "$own/tried" ] || [ "$tries" = 200 ]; do
+    kill -WINCH "$process"
+    sleep 0.02
+    tries=$((tries + 1))
+done
+if [ -e "$own/tried" ]; then say process "$process"; fi
+say signalled "$own/signalled"
+
+say ipc-namespace "$(readlink /proc/self/ns/ipc)"
+if command -v ipcmk > /dev/null && shm=$(ipcmk -M 64 -p 0600 | tr -dc 0-9) && [ "$shm" ]; then
+    while read -r key id rest; do
+        if [ "$id" = "$shm" ]; then say shm "$key $id"; fi
+    done < /proc/sysvipc/shm
+fi
+
+most=0 block=
+while read -r major minor blocks name; do
+    case $blocks in *[!0-9]* | '') continue ;; esac
+    if [ "$blocks" -gt "$most" ]; then most=$blocks block="$major $minor"; fi
+done < /proc/partitions
+say block "$block"
+
+# The directories of the node that no sandbox is given: by device and inode, which a bind mount does not change.
+{
+    echo /
+    for folder in /*/; do
+        case $folder in /proc/ | /sys/ | /dev/ | /tmp/) ;; *) echo "${folder%/}" ;; esac
+    done
+    while IFS=: read -r name _ id _ _ folder _; do
+        case $folder in /?*) if [ "$id" -ge 1000 ] && [ "$id" -lt 60000 ]; then echo "$folder"; fi ;; esac
+    done < /etc/passwd
+} | sort -u | while read -r folder; do
+    if [ "$folder" != "$home" ] && [ "$folder" != "$HOME" ] && [ -d "$folder" ]; then echo "$folder"; fi
+done | head -n 500 | tr '\n' '\0' | timeout 10 xargs -0 stat -L -c "directory$tab%d:%i %n" 2>/dev/null
+
+# Values of the environment, by checksums that nobody can look up. A value is on disk where secrets are, meanwhile.
+variables=$NOMAD_SECRETS_DIR/variables
+mkdir "$variables" || exit 1
+number=0
+for pid in $agents; do
+    tr '\0' '\n' < "/proc/$pid/environ" 2>/dev/null
+done | sort -u | while IFS= read -r line; do
+    name=${line%%=*}
+    case $name in
+        NOMAD_TOKEN | NOMAD_*KEY* | NOMAD_LICENSE*) ;;
+        NOMAD_* | PATH | *_PATH | HOME | PWD | OLDPWD | SHELL | SHLVL | _ | TERM) continue ;;
+        USER | LOGNAME | HOST | HOSTNAME) continue ;;
+        LANG | LANGUAGE | LC_* | TZ | TMPDIR | MAIL | XDG_* | LS_COLORS | LESS* | PAGER | EDITOR) continue ;;
+        *[!A-Za-z0-9_]*) name=_ ;;
+    esac
+    value=${line#*=}
+    case $value in /* | '' | ? | ?? | ???  | ???? | ????? | ?????? | ???????) continue ;; esac
+    number=$((number + 1))
+    printf "%s%.${value_bytes}s" "$hex" "$value" > "$variables/$number.$name"
+done
+(cd "$variables" && sha256sum -- * 2>/dev/null | while read -r sum name; do say variable "$sum ${name#*.}"; done)
+rm -rf "$variables"
+say environment "$(command -v sha256sum)"
+
+echo planted
+while :; do sleep 900 & sleeping=$!; wait "$sleeping"; done
+"""
+
+
+def plant(hex: str, *, allocation: str, task: str, workspace: str) -> str:
+    """What runs on the node, until it is told to end; :data:`PLANTED` is the line that says that all is planted."""
+    values = {"hex": hex, "allocation": allocation, "task": task, "workspace": workspace}
+    return _with({**values, "value_bytes": str(VALUE_BYTES)}, _PLANT)
+
+
+_LOOK_AFTER = r"""
+say() { printf '%s\t%s\n' "$1" "$2"; }
+mark=.sifproof-$hex-inside
+while read -r name folder; do
+    [ "$name" ] || continue
+    if [ -e "$folder/$mark" ]; then say arrived "$name $folder/$mark"; fi
+done <<END
+$places
+END
+if [ -e "$workspace/$mark" ]; then say arrived "own $workspace/$mark"; fi
+if [ -e "$signalled" ]; then say signalled ''; fi
+say end ''
+"""
+
+
+def look_after(hex: str, places: Iterable[str], *, workspace: str, signalled: str) -> str:
+    """What looks on the node for the marks that the sandbox left; ``places`` are lines of a name and a folder."""
+    values = {"hex": hex, "places": "\n".join(places), "workspace": workspace, "signalled": signalled}
+    return _with(values, _LOOK_AFTER)
+
+
+_FIND_POINTS = r"""
+say() { printf '%s\t%s\n' "$1" "$2"; }
+newline='
+'
+tab=$(printf '\t')
+points=/ procs=
+while read -r _ _ _ _ point options rest; do
+    case $point in *\\*) point=$(printf '%b' "$point") ;; esac
+    case $rest in *'- proc '*) procs="$procs$newline$point" ;; esac
+    say mount "$options $point"
+    case $point in / | /proc/* | /sys/*) ;; *) points="$points$newline$point" ;; esac
+done < /proc/self/mountinfo
+"""
+
+_LOOK = r"""
+mark=.sifproof-$hex
+# Through a process that is outside, all of its files can be reached.
+number=0
+for other in /proc/[0-9]*; do
+    if [ "$number" -lt 40 ] && [ -e "$other/root/." ]; then
+        number=$((number + 1))
+        points="$points$newline$other/root$newline$other/cwd"
+    fi
+done
+set -f
+IFS=$newline
+
+seek() { # a word, a name, a path of the node: whether its end is below a mount point, whatever its beginning is here
+    end=$3
+    while :; do
+        for point in $points "$start"; do
+            if [ -e "${point%/}$end" ]; then
+                say "$1" "$2 ${point%/}$end"
+                seen="$seen$newline${point%/}${end%/*}"
+                return
+            fi
+        done
+        case ${end#/} in */*) end=/${end#/*/} ;; *) return ;; esac
+    done
+}
+start=$PWD seen=
+for line in $places; do
+    path=/${line#*/}
+    seek visible "${line%% *}" "$path"
+    seen="$seen$newline${path%/*}"
+done
+seek own own "$own"
+if cat "$start/$mark-closed" > /dev/null 2>&1; then say closed-file read; fi
+
+# The other way round.
+for folder in $start /tmp /var/tmp /dev/shm /root $HOME $seen; do
+    if (: > "$folder/$mark-inside") 2>/dev/null; then say wrote "$folder/$mark-inside"; fi
+done
+
+if [ "$process" ]; then kill -URG "$process" 2>/dev/null; fi
+holds() { while IFS= read -r line; do case $line in *"$1"*) return 0 ;; esac; done; return 1; }
+for proc in $procs; do
+    set +f
+    if cat "$proc"/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' | holds "planted-$hex-argument"; then
+        say process "its arguments, in $proc"
+    fi
+    if cat "$proc"/[0-9]*/environ 2>/dev/null | tr '\0' '\n' | holds "planted-$hex-environment"; then
+        say process "its environment, in $proc"
+    fi
+    set -f
+done
+if command -v cat > /dev/null && command -v tr > /dev/null; then say processes ''; fi
+say ipc-namespace "$(readlink /proc/self/ns/ipc 2>/dev/null)"
+if [ -r /proc/sysvipc/shm ]; then
+    say shm-list ''
+    IFS=' '
+    while read -r key id _; do
+        if [ "$key $id" = "$shm" ]; then say shm "$key $id"; fi
+    done < /proc/sysvipc/shm
+    IFS=$newline
+fi
+
+# Opened, and neither read nor written.
+set +f
+for point in $points; do
+    for device in "${point%/}"/dev/* "${point%/}"/dev/*/*; do
+        case $device in
+            */dev/mem | */dev/kmem | */dev/port) [ -c "$device" ] || continue ;;
+            *) [ -b "$device" ] || continue ;;
+        esac
+        if (: < "$device") 2>/dev/null; then say device "$device"; else say closed-device "$device"; fi
+    done
+done
+IFS=' '
+if [ "$block" ] && mknod "$start/$mark-block" b $block 2>/dev/null; then
+    if (: < "$start/$mark-block") 2>/dev/null; then say device "one made by mknod ($block)"; fi
+fi
+rm -f "$start/$mark-block"
+IFS=$newline
+
+for file in /proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /proc/sys/kernel/hotplug \
+    /proc/sys/kernel/usermodehelper/* /proc/sys/kernel/panic* /proc/sys/kernel/sysrq /proc/sys/fs/binfmt_misc/register \
+    /proc/sys/fs/suid_dumpable /proc/sys/fs/file-max /proc/sys/vm/drop_caches /proc/sys/vm/overcommit_memory \
+    /sys/kernel/uevent_helper /sys/power/state /sys/module/*/parameters/* /sys/fs/cgroup/cgroup.procs \
+    /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/*/release_agent; do
+    if [ -w "$file" ] && (: >> "$file") 2>/dev/null; then say writable-setting "$file"; fi
+done | head -n 50
+if [ -d /proc/sys/kernel ]; then say settings ''; fi
+if (: < /proc/kcore) 2>/dev/null; then say writable-setting '/proc/kcore, for reading'; fi
+
+for folder in / /etc /usr /usr/bin /usr/lib /usr/local/bin /bin /sbin /lib /opt /var/lib; do
+    [ -d "$folder" ] || continue
+    say root-folder "$folder"
+    if mkdir "${folder%/}/$mark-root" 2>/dev/null; then say writable-root "$folder"; rmdir "${folder%/}/$mark-root"; fi
+done
+
+for point in $points; do
+    for socket in "${point%/}"/run/docker.sock "${point%/}"/run/containerd/containerd.sock \
+        "${point%/}"/run/podman/podman.sock "${point%/}"/run/crio/crio.sock "${point%/}"/run/buildkit/buildkitd.sock \
+        "${point%/}"/run/user/*/docker.sock "${point%/}"/run/user/*/podman/podman.sock \
+        "${point%/}"/var/run/docker.sock "${point%/}"/docker.sock "${point%/}"/podman.sock; do
+        if [ -S "$socket" ] && [ -w "$socket" ]; then say engine "$socket"; fi
+    done
+    if [ -S "$point" ] && [ -w "$point" ]; then
+        case $point in *docker.sock | *podman.sock | *containerd.sock | *crio.sock) say engine "$point" ;; esac
+    fi
+done
+
+set -f
+folders=
+for point in $points; do folders="$folders$newline${point%/}/."; done
+set +f
+for folder in /*/ /home/*/; do folders="$folders$newline${folder%/}/."; done
+set -f
+stat -c "directory$tab%d:%i %n" $folders 2>/dev/null
+
+unset IFS
+while read -r key value; do
+    case $key in Uid: | Cap*: | NoNewPrivs:) say "${key%:}" "$value" ;; esac
+done < /proc/self/status
+while read -r line; do say map "$line"; done < /proc/self/uid_map
+say end ''
+"""
+
+
+def look(hex: str, *, places: Iterable[str], own: str, process: str, shm: str, block: str) -> str:
+    """What looks around in a slot; ``places`` are lines of a name and the path of a marker on the node."""
+    values = {"hex": hex, "places": "\n".join(places), "own": own, "process": process, "shm": shm, "block": block}
+    return _with(values, _FIND_POINTS + _LOOK)
+
+
+def look_at_environment() -> str:
+    """What prints every variable that a slot sees: its own, and those of all processes that show theirs."""
+    return (
+        _FIND_POINTS.replace('say mount "$options $point"', ":")
+        + rf"""
+IFS=$newline
+{{
+    env
+    for proc in $procs; do cat "$proc"/[0-9]*/environ 2>/dev/null | tr '\0' '\n'; done
+}} | cut -c 1-{VALUE_BYTES + 200} | sort -u | head -c {ENVIRONMENT_BYTES}
+echo
+say end ''
+"""
+    )
+
+
+_CLEAR = r"""
+IFS='
+'
+for file in $wrote; do rm -f "$file"; done
+rm -f ".sifproof-$hex-inside"
+"""
+
+
+def clear(hex: str, wrote: Iterable[str]) -> str:
+    """What removes in a slot the marks that :func:`look` left."""
+    return _with({"hex": hex, "wrote": "\n".join(wrote)}, _CLEAR)
+
+
+_ASK = r"""
+LC_ALL=C
+say() { printf '%s\t%s\n' "$1" "$2"; }
+carriage=$(printf '\r')
+by_bash() { # method scheme host port path body
+    [ "$2" = http ] || return 1
+    timeout 3 bash -c 'exec 3<> "/dev/tcp/$1/$2" && printf %s "$3" >&3 && head -c 2000 <&3' - "$3" "$4" \
+        "$1 $5 HTTP/1.0$carriage
+Host: $3:$4$carriage
+Content-Type: application/json$carriage
+Content-Length: ${#6}$carriage
+$carriage
+$6"
+}
+by_python3() {
+    timeout 5 python3 -c '
+import http.client, ssl, sys
+method, scheme, host, port, path, body = sys.argv[1:]
+kind = http.client.HTTPConnection
+more = {}
+if scheme == "https":
+    kind, more = http.client.HTTPSConnection, {"context": ssl._create_unverified_context()}
+connection = kind(host, int(port), timeout=3, **more)
+connection.request(method, path, body.encode(), {"Content-Type": "application/json"})
+answer = connection.getresponse()
+print("HTTP/1.1", answer.status, answer.reason)
+' "$@"
+}
+by_curl() { curl -qgksS -i -m 3 -X "$1" -H 'Content-Type: application/json' --data-binary "$6" "$2://$3:$4$5"; }
+by_nc() {
+    [ "$2" = http ] || return 1
+    printf '%s %s HTTP/1.0\r\nHost: %s:%s\r\nContent-Length: %s\r\n\r\n%s' "$1" "$5" "$3" "$4" "${#6}" "$6" \
+        | timeout 3 nc "$3" "$4"
+}
+# A way to ask is one that its own server, which certainly answers, can be reached by.
+way=
+for tool in bash python3 curl nc; do
+    command -v "$tool" > /dev/null || continue
+    tools="$tools $tool"
+    case "$(by_$tool GET http "$own_host" "$own_port" /health '' 2>/dev/null)" in HTTP/*)
+        case "$tool $schemes" in bash*https* | nc*https*) continue ;; esac
+        way=$tool
+        break ;;
+    esac
+done
+say tools "$tools"
+say way "$way"
+ask() { # address method path body
+    address=${1#*://}
+    answer=$(by_$way "$2" "${1%%://*}" "${address%:*}" "${address##*:}" "$3" "$4" 2>/dev/null | head -n 1)
+    say answer "$1 $2 $3 ${answer%"$carriage"}"
+}
+# Docker's bridge has the node at the gateway.
+while read -r _ destination gateway _; do
+    if [ "$destination" = 00000000 ] && [ "$gateway" != 00000000 ]; then
+        d=${gateway%??????} rest=${gateway#??}
+        c=${rest%????} rest=${rest#??}
+        address=$((0x${rest#??})).$((0x${rest%??})).$((0x$c)).$((0x$d))
+        case $at_gateway in ?*) targets="$targets ${at_gateway%%GATEWAY*}$address${at_gateway##*GATEWAY}" ;; esac
+    fi
+done < /proc/net/route
+if [ "$way" ]; then
+    for target in $targets; do
+        for path in /v1/jobs /v1/nodes /v1/agent/self; do ask "$target" GET "$path" ''; done
+        ask "$target" POST "/v1/job/$job/plan" "$plan"
+    done
+fi
+say end ''
+"""
+
+
+def ask(*, own_host: str, own_port: int, targets: Iterable[str], gateway: str, job: str, plan: str) -> str:
+    """What asks, in a slot, the HTTP API of Nomad's agents at ``targets`` without a token.
+
+    ``gateway``, where it is given, is one more of them, with the word GATEWAY for that of the slot's network.
+    """
+    addresses = list(targets)
+    values = {
+        "own_host": own_host,
+        "own_port": str(own_port),
+        "targets": " ".join(addresses),
+        "schemes": " ".join(address.partition(":")[0] for address in addresses),
+        "at_gateway": gateway,
+        "job": job,
+        "plan": plan,
+        "tools": "",
+    }
+    return _with(values, _ASK)
