@@ -1,5 +1,6 @@
 """The rendered job: what Nomad is told, and what a real shell makes of the line in it."""
 
+import hashlib
 import json
 import os
 import re
@@ -302,3 +303,16 @@ def test_render_is_the_same_job_again():
     job = singularity(command=NASTY)
     assert json.loads(render(job)) == job
     assert render(job).count("\n") > 30
+
+
+def test_a_task_runs_the_sif_that_was_converted_and_no_other(shell, tmp_path):
+    sif = tmp_path / "it's ${here}.sif"
+    sif.write_bytes(b"converted")
+    text = line(singularity(singularity_image=str(sif), sha256=hashlib.sha256(b"converted").hexdigest()))
+    assert str(sif) in shell(text)[0]
+    sif.write_bytes(b"c0nverted")
+    with pytest.raises(AssertionError, match="is not the image that was converted"):
+        shell(text)
+    # For a file that is not there Apptainer has words of its own.
+    sif.unlink()
+    assert str(sif) in shell(text)[0]

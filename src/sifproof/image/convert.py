@@ -205,9 +205,11 @@ class _Conversion:
             try:
                 listing = archive.read_listing(image, host_architecture())
             except archive.CompressionError:
-                again = work / "gzip"
-                self._run("list", "skopeo", [*_SKOPEO_COPY, *_SKOPEO_GZIP, reference, f"oci:{again}:latest"])
-                listing = archive.read_listing(Source(kind=Kind.OCI, location=str(again)), host_architecture())
+                # skopeo takes a compression away only from what it writes to a plain directory.
+                plain, again = f"dir:{work / 'plain'}", f"oci:{work / 'again'}"
+                self._run("list", "skopeo", ["--insecure-policy", "copy", "--dest-decompress", reference, plain])
+                self._run("list", "skopeo", [*_SKOPEO_COPY, plain, f"{again}:latest"])
+                listing = archive.read_listing(parse(again), host_architecture())
             tree.save(path, listing)
         # The SIF is none the worse; whoever wants to compare is told why he can't.
         except (SifproofError, ToolFailure, OSError) as error:
@@ -362,8 +364,6 @@ def verdict_on(failure: ToolFailure, what: str, log: Path | None) -> SifproofErr
 # Unpacked that way, devices become empty files, and owners are not kept; neither is kept in a SIF that users run.
 _AS_ORDINARY_USER = ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
 _SKOPEO_COPY = ["--insecure-policy", "copy", "--dest-oci-accept-uncompressed-layers"]
-# For the list of files alone: Python can't read zstd.
-_SKOPEO_GZIP = ["--dest-compress", "--dest-compress-format", "gzip", "--dest-force-compress-format"]
 _STEPS = {
     "save": "taking the image out of the engine",
     "copy": "copying the layers",
