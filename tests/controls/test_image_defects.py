@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 from catalogue import control
 from placed import red, verdicts
 
-from sifproof import config, stages
+from sifproof import config, stages, tools
 from sifproof.checks.server import Placement, Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert, process
 from sifproof.image.provenance import Provenance
+from sifproof.image.records import LoadedImage
 from sifproof.image.source import host_architecture, parse
 from sifproof.sandbox.client import SandboxClient
 
@@ -296,3 +298,25 @@ def variant(layout: Path, folder: Path, variable: str) -> Path:
 
 def blob(layout: Path, descriptor: dict) -> Path:
     return layout / "blobs/sha256" / descriptor["digest"].removeprefix("sha256:")
+
+
+def test_a_container_of_another_image(house):
+    docker = str(tools.require("docker").path)
+
+    def run(*words: str) -> str:
+        return subprocess.run([docker, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    with house.sandbox("loaded", driver="docker") as server:
+        assert red(verdicts(server, ["image"])) == set()
+        loaded = stages.read(server.placed.image, LoadedImage)
+    other = "sifproof/other:1"
+    container = run("create", loaded.name)
+    run("commit", "--change", "ENV TAMPERED=1", container, other)
+    run("rm", container)
+
+    def change(job: dict) -> None:
+        job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"]["image"] = other
+
+    with house.sandbox("loaded", driver="docker", change=change) as server:
+        assert red(verdicts(server, ["image"])) == set(ANOTHER.red)
+    run("rmi", other)
