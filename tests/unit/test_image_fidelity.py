@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from checkout import ROOT
 
 from sifproof.image import fidelity, squashfs
 from sifproof.image.fidelity import Difference, compare, compare_environment, compare_labels, fingerprint, show
@@ -217,3 +218,9 @@ def test_programs_are_counted_by_processor(number, order, name):
     head = b"\x7fELF\x02" + (b"\1" if order == "little" else b"\2") + bytes(12) + number.to_bytes(2, order) + bytes(44)
     text = b"/ D 1 755 0 0\np R 1 755 0 0 64 0 0\n#\n# START OF DATA - DO NOT MODIFY\n#\n" + head
     assert squashfs._read(io.BytesIO(text), frozenset()).programs == {name: 1}
+
+
+def test_the_explanation_lists_what_is_known():
+    page = (ROOT / "docs/explanation/fidelity.md").read_text(encoding="utf-8")
+    for name, reason in (fidelity.KNOWN | fidelity.KNOWN_SETTINGS).items():
+        assert f"| `{name}` | {reason} |" in page
