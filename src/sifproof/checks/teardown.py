@@ -43,6 +43,19 @@ def port_closed(ended: Ended) -> Finding:
 
 
 @check(
+    "teardown.port-reusable",
+    "When Nomad says that the allocation has ended, another server can listen on its port.",
+    why="Nomad gives a static port to the next job at once, which ends when it can't have it.",
+    todo="See what holds that port of that node (`ss -tnap`), and if nothing does, what has a socket without listening.",
+)
+def port_reusable(ended: Ended) -> Finding:
+    if ended.allocation.port_untried:
+        raise NotMeasured(f"it could not be tried: {ended.allocation.port_untried}")
+    taken = ended.allocation.port_taken
+    return expect(not taken, f"listening on {ended.allocation.endpoint}: {taken}" if taken else "it could be had again")
+
+
+@check(
     "teardown.stopped",
     "Within `nomad.stopped_within_s` of the request to stop, Nomad says that the allocation has ended.",
     why="Its memory and its port are reserved until then.",
@@ -72,7 +85,18 @@ def graceful(ended: Ended) -> Finding:
 )
 def processes(ended: Ended) -> Finding:
     # Nomad's own helpers end a moment later, with the agent's knowledge of the allocation.
-    return _none_left(ended, [p for p in ended.allocation.processes if not p.is_nomad])
+    return _none_left(ended, [p for p in ended.allocation.processes if not (p.is_nomad or p.is_fuse)])
+
+
+@check(
+    "teardown.fuse",
+    "No FUSE program that mounted the image or an overlay of it is left on the node.",
+    why="Each keeps the SIF open and its memory for good, one with every stop; no health check sees them.",
+    todo="Look for a killed Apptainer and for a missing `exec` in the job's shell line; `pgrep -a squashfuse`.",
+    drivers=("singularity",),
+)
+def fuse(ended: Ended) -> Finding:
+    return _none_left(ended, [p for p in ended.allocation.processes if p.is_fuse])
 
 
 @check(

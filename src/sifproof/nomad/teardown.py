@@ -24,6 +24,7 @@ from sifproof.nomad import remains, traces
 from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client, NotFoundError
 from sifproof.nomad.job import META_VERSION
+from sifproof.nomad.rebind import why_taken
 from sifproof.nomad.traces import Process
 from sifproof.records import write_atomically
 
@@ -44,6 +45,8 @@ class AllocationEnd(BaseModel):
     endpoint: str = Field(description="URL its server answered at; empty where it was never placed")
     port_closed_s: float | None = Field(description="until its port refused connections")
     port_seen: str = Field("", description="what its port did last, where it did not refuse")
+    port_taken: str = Field("", description="why no server could listen on its port afterwards, where none could")
+    port_untried: str = Field("", description="why that could not be tried")
     client_status: str = Field(description="what Nomad said last: complete, failed, lost, …; running: it did not end")
     terminal_s: float | None = Field(description="until Nomad said that it has ended")
     exit_code: int | None = Field(description="of its task, 143 for one that SIGTERM ended; None where Nomad missed it")
@@ -139,6 +142,11 @@ def stop_and_verify(
             else:
                 seen = there[allocation.id]
                 left, mounts, containers, unseen = seen.processes, seen.mounts, seen.containers, seen.containers_unseen
+            taken, untried = "", "it was never placed"
+            if allocation.port:
+                rest = max(end - time.monotonic(), 0.5)
+                here_too = looked[allocation.id]
+                taken, untried = why_taken(client, allocation, here=here_too, run=run, within_s=rest)
             code = next((e.details.get("exit_code") for e in reversed(last.events) if e.type == "Terminated"), None)
             ends.append(
                 AllocationEnd(
@@ -147,6 +155,8 @@ def stop_and_verify(
                     endpoint=allocation.url if allocation.port else "",
                     port_closed_s=closed[allocation.id][0],
                     port_seen=closed[allocation.id][1],
+                    port_taken=taken,
+                    port_untried=untried,
                     client_status=last.client_status,
                     terminal_s=terminal.get(allocation.id),
                     exit_code=int(code) if code and code != _MISSED else None,

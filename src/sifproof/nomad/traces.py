@@ -49,7 +49,13 @@ class Process(BaseModel):
         words = self.command.split()
         return len(words) > 1 and words[0].rpartition("/")[2] == "nomad"
 
+    @property
+    def is_fuse(self) -> bool:
+        """Whether it is a program that Apptainer mounts file systems by."""
+        return self.command.partition(" ")[0].rpartition("/")[2] in FUSE_HELPERS
 
+
+FUSE_HELPERS = frozenset({"squashfuse_ll", "squashfuse", "squashfuse3", "fuse-overlayfs", "fuse2fs", "gocryptfs"})
 ANY = frozenset({"environment", "cgroup", "cwd", "root", "file", "mount"})
 OWN = frozenset({"environment", "cgroup", "mount"})
 """What Nomad and the job give a process, and a person who only looks at the files does not have."""

@@ -1,0 +1,87 @@
+"""A server in trouble."""
+
+import functools
+import os
+import signal
+import socket
+import sys
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from defects import ANSWERED, is_call, turns_red
+from defects.persistence import data
+
+
+@turns_red("resilience.killed", nomad=True)
+def stale_lock(arguments):
+    """The server makes a lock file that only a clean end removes, and does not start where there is one."""
+    import sandbox_server
+
+    lock = data(arguments) / "lock"
+    try:
+        lock.touch(exist_ok=False)
+    except FileExistsError:
+        sys.exit(f"{lock} exists: another server is running")
+    leave = os._exit
+
+    def unlock(code):
+        lock.unlink()
+        leave(code)
+
+    sandbox_server.os._exit = unlock
+
+
+@turns_red("resilience.stopped", nomad=True)
+def health_of_another_process(arguments):
+    """A process in front of the server answers `/health` by itself, whether the server behind it works or hangs."""
+    where = arguments.index("--host") + 1, arguments.index("--port") + 1
+    front = arguments[where[0]], int(arguments[where[1]])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    listening = ThreadingHTTPServer(front, BaseHTTPRequestHandler)
+    if not os.fork():
+        listening.server_close()
+        arguments[where[0]], arguments[where[1]] = "127.0.0.1", str(port)
+        return
+    kept = {}
+
+    class Front(BaseHTTPRequestHandler):
+        def answer(self):
+            if self.path == "/health" and "health" in kept:
+                status, body = 200, kept["health"]
+            else:
+                sent = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
+                request = urllib.request.Request(f"http://127.0.0.1:{port}{self.path}", sent, method=self.command)
+                with urllib.request.urlopen(request) as answered:
+                    status, body = answered.status, answered.read()
+                if self.path == "/health":
+                    kept["health"] = body
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    listening.RequestHandlerClass = Front
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    listening.serve_forever()
+
+
+@turns_red("resilience.port-taken", nomad=True)
+def shares_its_port(arguments):
+    """The server sets SO_REUSEPORT, and starts beside another on the same port."""
+    from aiohttp import web
+
+    web.TCPSite.__init__ = functools.partialmethod(web.TCPSite.__init__, reuse_port=True)
+
+
+@turns_red("resilience.disk-full", nomad=True)
+async def lost_on_a_full_disk(path, call, go):
+    """The server says that it wrote what did not fit on the disk."""
+    answer = await go(call)
+    return ANSWERED if is_call(call, "write_file") and "No space left" in answer["error"] else answer

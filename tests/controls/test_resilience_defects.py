@@ -1,0 +1,89 @@
+"""Restarts, kills and full disks, of sandboxes that lose their data, don't come back, or don't say so."""
+
+from pathlib import Path
+
+import defects
+import pytest
+from catalogue import control
+from placed import red, verdicts
+
+from sifproof.checks import registry, resilience
+
+HERE = Path(__file__).parent
+SUITES = ("persistence", "resilience")
+# Each takes a second or more of its own: tried on the defects that might concern it.
+APART = ("resilience.stopped", "resilience.port-taken", "resilience.disk-full", "resilience.agent")
+SERVERS = {name: d.red for name, d in defects.load().items() if d.red[0].partition(".")[0] in SUITES}
+
+DATA = '--bind "$NOMAD_ALLOC_DIR/data:/data"'
+NEW = '"$NOMAD_TASK_DIR/new"'
+LINES = {
+    "a-slot-outside-the-allocation": (
+        lambda line: line.replace(DATA, f'{DATA} --bind "$NOMAD_TASK_DIR:/data/slot_2"'),
+        ("persistence.in-allocation",),
+        "The workspace of one slot is bound from a directory of the node that is not the allocation's.",
+    ),
+    "a-slot-made-anew": (
+        lambda line: f"rm -rf {NEW} && mkdir {NEW} && {line.replace(DATA, f'{DATA} --bind {NEW}:/data/slot_2')}",
+        ("persistence.after-restart", "persistence.in-allocation", "resilience.killed-data"),
+        "The workspace of one slot is bound from a directory that the task makes anew at each start.",
+    ),
+    "a-shell-outlives-the-server": (
+        lambda line: line.replace("exec env -i", "env -i") + "\nsleep 600",
+        ("resilience.killed",),
+        "The task's shell goes on when the server has ended, so that Nomad never starts it again.",
+    ),
+    "dies-with-the-agent": (
+        # $PPID is Nomad's executor, whose parent is the agent.
+        lambda line: (
+            "(above() { cut -d ' ' -f 4 /proc/$PPID/stat; }; agent=$(above);"
+            ' while [ "$(above)" = "$agent" ]; do sleep 0.05; done; kill $$) &\n' + line
+        ),
+        ("resilience.agent",),
+        "Something beside the server ends it when the node's Nomad agent has ended.",
+    ),
+}
+for _name, (_, _red, _sentence) in LINES.items():
+    control(_name, "job", *_red, sentence=_sentence)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(resilience, "_WORKS_S", 2.0)
+
+
+def looked_at(expected) -> dict:
+    return {"off": [check for check in APART if check not in expected]}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_defect_of_the_server(house, name):
+    with house.sandbox(
+        name,
+        command=["python3", "/planted/defects", name],
+        binds=[f"{HERE}:/planted:ro"],
+        policy=looked_at(SERVERS[name]),
+    ) as server:
+        assert red(verdicts(server, SUITES)) == set(SERVERS[name])
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_defect_of_the_job(house, name):
+    line, expected, _ = LINES[name]
+    with house.sandbox(name, line=line, policy=looked_at(expected)) as server:
+        patience = {"ready_within_s": 5.0 if name == "a-shell-outlives-the-server" else 60.0}
+        settings = server.placed.settings
+        server.placed.settings = settings.model_copy(update={"nomad": settings.nomad.model_copy(update=patience)})
+        assert red(verdicts(server, SUITES)) == set(expected)
+
+
+@pytest.mark.parametrize("driver", ["singularity", "docker"])
+def test_all_green_without_a_defect(house, driver):
+    with house.sandbox(f"well-{driver}", driver=driver) as server:
+        found = verdicts(server, SUITES)
+        assert found.keys() == {c for c, check in registry.load().items() if check.suite in SUITES} - (
+            {"resilience.port-taken"} if driver == "docker" else set()
+        )
+        assert {check: verdict.message for check, verdict in found.items() if verdict.verdict != "pass"} == {}
+        # Later stages find the server as it was.
+        assert server.client.health()["status"] == "ok"
