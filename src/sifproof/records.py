@@ -103,7 +103,9 @@ class PlannedSandbox(BaseModel):
     suites: list[str] = Field(description="suites that must have verdicts for each allocation")
     checks: list[str] = Field(default=[], description="ids of the checks in them and in teardown, each to be recorded")
     advisory: dict[str, str] = Field(default={}, description="those of them that are not required, with the reason")
-    off: dict[str, str] = Field(default={}, description="checks of its suites that are not run, with the reason")
+    off: dict[str, str] = Field(
+        default={}, description="checks of its suites that the config turns off, with the reason"
+    )
     waivers: dict[str, PlannedWaiver] = Field(default={}, description="waivers by the id of their check")
     limits: dict[str, float] = Field(default={}, description="limits by the id of their check, in its unit")
     job_id: str

@@ -117,10 +117,7 @@ def test_the_plan_says_what_counts_and_why() -> None:
         "health.slots": "the policy of the config says so (health.slots)",
         "isolation.slot.kill": "needs a privileged container",
     }
-    assert planned["off"] == {
-        "bash.output": "the policy of the config says so (bash.output)",
-        "image.sif": "does not apply to the driver docker",
-    }
+    assert planned["off"] == {"bash.output": "the policy of the config says so (bash.output)"}
     assert planned["waivers"] == {"bash.exit-code": PlannedWaiver(reason="known", until=DAY)}
     # In the unit of the check, and without those of suites that are not run.
     assert planned["limits"] == {"performance.exec-p95": 0.2, "performance.throughput": 1.0}
@@ -161,6 +158,25 @@ def test_limits_have_units(check: str, text: str, value: float) -> None:
 def test_a_limit_with_a_wrong_unit_is_refused_with_those_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="`ms`, `s`, `min`"):
         policy.parse_limit(text, CATALOGUE["performance.exec-p95"])
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (0.012, "s", "12 ms"),
+        (0.00001, "s", "0.01 ms"),
+        (1.25, "s", "1.25 s"),
+        (90.0, "s", "90 s"),
+        (2.0**21, "B", "2.1 MB"),
+        (0.0, "B", "0 B"),
+        (81_210_000_000, "B", "81.2 GB"),
+        (185.2, "/s", "185 /s"),
+        (16319189, "files", "16,319,189 files"),
+        (3.0, "", "3 "),
+    ],
+)
+def test_values_are_said_in_units_that_people_read(value: float, unit: str, said: str) -> None:
+    assert policy.amount(value, unit) == said
 
 
 def at(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:

@@ -152,7 +152,7 @@ def test_what_is_measured_is_held_against_the_limit_of_the_config(value, at_leas
     check = made(lambda s: measured(value, "seen"), unit="s", at_least=at_least)
     (verdict,) = verdicts(check, limits={"bash.made": 0.5})
     assert (verdict.verdict, verdict.unit, verdict.limit) == (word, "s", 0.5)
-    assert verdict.message == f"seen; at {'least' if at_least else 'most'} 0.5 s allowed"
+    assert verdict.message == f"seen; at {'least' if at_least else 'most'} 500 ms allowed"
 
 
 def test_without_a_limit_it_is_measured_and_not_judged() -> None:
@@ -188,7 +188,7 @@ def test_value_and_limit_are_recorded() -> None:
 def test_every_registered_check_says_what_it_requires_and_why() -> None:
     checks = registry.load()
     for check in checks.values():
-        assert check.requirement.endswith("."), check.id
+        assert check.requirement.endswith((".", ".)")), check.id
         assert check.why.endswith("."), check.id
         assert check.todo.endswith("."), check.id
     assert next(iter(checks)) == "health.ready"

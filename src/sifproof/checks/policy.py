@@ -32,6 +32,8 @@ UNITS: dict[str, dict[str, float]] = {
 }
 """Units that a limit may be given in, by the unit that the check measures in, with what each is worth in it."""
 
+_SAID_IN = {"s": ("ms", "s"), "B": ("B", "kB", "MB", "GB", "TB")}
+
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(\S*)")
 _WILD = re.compile(r"[*?\[]")
 
@@ -80,6 +82,16 @@ def parse_limit(text: str, check: Check) -> float:
     return float(match[1]) * UNITS[check.unit][match[2]]
 
 
+def amount(value: float, unit: str) -> str:
+    """``value`` for people: ``12 ms``, ``78.1 MB``, ``185 /s``."""
+    for word in reversed(_SAID_IN.get(unit, ())):
+        worth = UNITS[unit][word]
+        if value >= worth or worth == min(UNITS[unit].values()):
+            value, unit = value / worth, word
+            break
+    return f"{value:.3g} {unit}" if abs(value) < 1000 else f"{value:,.0f} {unit}"
+
+
 def plan_checks(sandbox: config.Sandbox, suites: Iterable[str]) -> dict[str, Any]:
     """The fields of :class:`~sifproof.records.PlannedSandbox` that say which checks of ``suites`` count, and how."""
     checks: list[str] = []
@@ -88,7 +100,6 @@ def plan_checks(sandbox: config.Sandbox, suites: Iterable[str]) -> dict[str, Any
     known = {check.id: check for check in registry.load().values() if check.suite in (*suites, registry.TEARDOWN)}
     for check in known.values():
         if sandbox.driver not in check.drivers:
-            off[check.id] = f"does not apply to the driver {sandbox.driver}"
             continue
         word, why = _level_in(sandbox, check)
         if word == "off":

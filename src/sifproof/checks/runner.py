@@ -151,7 +151,7 @@ def _limited(check: Check, finding: Finding, limit: float | None) -> Finding:
     if limit is None:
         return replace(finding, unit=check.unit)
     kept = finding.value >= limit if check.at_least else finding.value <= limit
-    allowed = f"at {'least' if check.at_least else 'most'} {limit:g} {check.unit} allowed"
+    allowed = f"at {'least' if check.at_least else 'most'} {policy.amount(limit, check.unit)} allowed"
     return replace(
         finding, passed=finding.passed and kept, saw=f"{finding.saw}; {allowed}", unit=check.unit, limit=limit
     )

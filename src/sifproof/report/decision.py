@@ -25,14 +25,13 @@ from sifproof.doctor.record import Doctor, Explanation
 from sifproof.errors import Fault
 from sifproof.records import FaultRecord, Plan, PlannedSandbox, Verdict
 from sifproof.report.escaping import one_line
+from sifproof.report.terms import FAILED, Terms, terms_of
 
 TEARDOWN = "teardown"
 """The suite about a job as a whole, needed for every sandbox, whatever suites the config chose."""
 
 FOUNDATION = "health"
 """The suite that proves with whom the others talk."""
-
-FAILED = frozenset({"fail", "flaky"})
 
 
 class Outcome(StrEnum):
@@ -109,6 +108,7 @@ class Decision(BaseModel):
     sentence: str = Field(description="the decision in one line")
     reasons: list[Reason] = Field(description="all that keeps the run from being accepted, the weightiest first")
     sandboxes: list[SandboxDecision] = Field(description="the decision on each sandbox of the plan")
+    terms: Terms = Field(default=Terms(), description="what the config waives, makes advisory, turns off and limits")
 
 
 def decide(
@@ -180,6 +180,7 @@ def decide(
         sentence=_sentence(outcome, plan, counted, reasons),
         reasons=reasons,
         sandboxes=decisions,
+        terms=terms_of(plan, verdicts),
     )
 
 
@@ -333,6 +334,8 @@ def _sentence(outcome: Outcome, plan: Plan, counted: Sequence[Verdict], reasons:
         text = f"{_number(len(required) - waived, 'required check')} passed on {_listed(measured)}"
         text += _part(plan)
         text += f", {waived} waived" if waived else ""
+        loose = sum(row.verdict in FAILED for row in counted if not row.required)
+        text += f"; {_number(loose, 'advisory check')} failed" if loose else ""
     elif outcome is Outcome.REJECTED and checks:
         failed = sum(bool(reason.check) for reason in weightiest)
         text = f"{failed} of {_number(len(required), 'required check')} failed on {where}: {_listed(checks, 3)}"

@@ -16,6 +16,7 @@ from sifproof.doctor.record import Explanation
 from sifproof.records import Verdict, write_atomically
 from sifproof.report.decision import Reason, SandboxDecision
 from sifproof.report.tables import CHECK_COLUMNS, SummaryRow
+from sifproof.report.terms import AdvisoryTerm, LimitTerm, OffTerm, Terms, WaiverTerm
 from sifproof.report.verdict import Nomad, VerdictFile
 
 PAGE = "report.md"
@@ -41,6 +42,11 @@ def page(text: str) -> str:
         "doctor": fields(Explanation),
         "sandboxes": fields(SandboxDecision),
         "nomad": fields(Nomad),
+        "terms": fields(Terms),
+        "waivers": fields(WaiverTerm),
+        "advisory": fields(AdvisoryTerm),
+        "off": fields(OffTerm),
+        "limits": fields(LimitTerm),
     }
     return re.sub(
         r"(<!-- fields of (\S+) -->\n).*?(<!-- end -->)",

@@ -16,12 +16,13 @@ _SECRET = re.compile(r"token|secret|passw|credential|authorization|private", re.
 
 
 class Timing(NamedTuple):
-    """Seconds that one step of a stage took."""
+    """Seconds that one step of a stage took, and how many of them were waited on purpose."""
 
     sandbox: str
     stage: str
     step: str
     seconds: float
+    waited: float = 0.0
 
 
 class ImageFacts(NamedTuple):
@@ -80,11 +81,12 @@ def timings(recorded: Recorded) -> list[Timing]:
                     for step, seconds in steps.items()
                     if step != "total" and _is_duration(seconds)
                 ]
-        suites = dict.fromkeys(sandbox.suites, 0.0)
+        suites = dict.fromkeys(sandbox.suites, (0.0, 0.0))
         for row in recorded.verdicts:
             if row.sandbox == sandbox.name:
-                suites[row.suite] = suites.get(row.suite, 0.0) + row.duration_s
-        found += [Timing(sandbox.name, "checks", suite, seconds) for suite, seconds in suites.items() if seconds]
+                took, waited = suites.get(row.suite, (0.0, 0.0))
+                suites[row.suite] = took + row.duration_s, waited + row.waited_s
+        found += [Timing(sandbox.name, "checks", suite, *sums) for suite, sums in suites.items() if sums[0]]
     return found
 
 

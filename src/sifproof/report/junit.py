@@ -7,6 +7,7 @@ required check that was not measured. What the gate does not count is ``skipped`
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -14,9 +15,10 @@ from junitparser import Attr, Error, Failure, JUnitXml, Skipped, TestCase, TestS
 from junitparser.junitparser import FinalResult
 
 from sifproof.errors import Fault
-from sifproof.report.decision import FAILED, Decision, Reason
+from sifproof.report.decision import Decision, Reason
 from sifproof.report.escaping import one_line, xml_text
 from sifproof.report.tables import LEFT_OUT, rows
+from sifproof.report.terms import FAILED, OffTerm, Terms
 
 
 class _Case(TestCase):
@@ -32,15 +34,28 @@ def render(checks: pd.DataFrame, decision: Decision, run: str, started: str = ""
     """
     suites = []
     left_out = {sandbox.name for sandbox in decision.sandboxes if sandbox.verdict == "not-measured"}
+    advisory = {(term.sandbox, term.check): term.reason for term in decision.terms.advisory}
     blamed = {(r.sandbox, r.allocation, r.check): r.fault for r in decision.reasons if r.check}
     for (sandbox, suite), group in checks.groupby(["sandbox", "suite"], sort=False):
         name = f"{sandbox}.{suite}"
         several = group["allocation"].nunique() > 1
         cases = [
-            _case(name, row, several, sandbox not in left_out, blamed.get((row.sandbox, row.allocation, row.check)))
+            _case(
+                name,
+                row,
+                several=several,
+                counted=sandbox not in left_out,
+                blamed=blamed.get((row.sandbox, row.allocation, row.check)),
+                advisory=advisory.get((row.sandbox, row.check), ""),
+            )
             for row in rows(group)
         ]
         suites.append(_suite(name, cases, started))
+        terms = decision.terms.of(str(sandbox))
+        for check, text in _properties(terms, str(suite)):
+            suites[-1].add_property(xml_text(check), xml_text(text))
+    if decision.terms.off:
+        suites.append(_suite("off", [_off_case(term) for term in decision.terms.off], started))
     # What no check stands for must be red here too.
     others = [reason for reason in decision.reasons if not reason.check]
     if others:
@@ -64,7 +79,23 @@ def _suite(name: str, cases: list[TestCase], started: str) -> TestSuite:
     return suite
 
 
-def _case(suite: str, row: Any, several: bool, counted: bool, blamed: Fault | None) -> TestCase:
+def _properties(terms: Terms, suite: str) -> Iterator[tuple[str, str]]:
+    """What the config says of the checks of ``suite``, by the name of a property."""
+    for waiver in terms.waivers:
+        if waiver.check.startswith(f"{suite}."):
+            yield f"waiver.{waiver.check}", f"until {waiver.until}, {waiver.state}: {waiver.reason}"
+    for limit in terms.limits:
+        if limit.check.startswith(f"{suite}."):
+            yield f"limit.{limit.check}", f"{limit.limit:g} {limit.unit}".strip()
+
+
+def _off_case(term: OffTerm) -> TestCase:
+    case = _new(f"{term.sandbox}.off", term.check, 0.0)
+    case.result = [Skipped(one_line(xml_text(f"off: {term.reason}"), 300), "off")]
+    return case
+
+
+def _case(suite: str, row: Any, *, several: bool, counted: bool, blamed: Fault | None, advisory: str) -> TestCase:
     case = _new(suite, f"{row.check} [{row.allocation[:8] or '-'}]" if several else row.check, row.duration_s)
     if row.check != LEFT_OUT:
         case.file = xml_text(f"src/sifproof/checks/{row.suite}.py")
@@ -74,7 +105,7 @@ def _case(suite: str, row: Any, several: bool, counted: bool, blamed: Fault | No
     elif row.verdict == "not-measured" and required:
         case.result = [_result(Error, row)]
     elif row.verdict != "pass":
-        reason = row.verdict if row.required else f"{row.verdict}, not required"
+        reason = row.verdict if row.required else f"{row.verdict}, not required{advisory and f' ({advisory})'}"
         message = f"{reason}: {row.message}" if row.message else reason
         case.result = [Skipped(one_line(xml_text(message), 300), row.verdict)]
     elif row.message:

@@ -19,6 +19,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from sifproof.checks.policy import amount
 from sifproof.doctor.record import Explanation
 from sifproof.records import PlannedSandbox
 from sifproof.report.decision import CheckDescription, Describe, Reason, SandboxDecision
@@ -73,6 +74,9 @@ class Cell:
     share: str = ""
     measured: str = ""
     required: bool = True
+    advisory: str = ""
+    """Why it is not required, where the plan says so."""
+    off: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Bar:
     step: str
     seconds: float
     percent: float
+    waited: float = 0.0
 
 
 def render(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame, describe: Describe | None = None) -> str:
@@ -109,7 +114,9 @@ def render(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame, descr
         cards=list(_cards(recorded, verdict, checks)),
         reasons=list(_reasons(verdict, recorded, describe)),
         columns=measured,
-        suites=list(_matrix(checks, [sandbox.name for sandbox in measured], describe)),
+        suites=list(_matrix(checks, measured, describe)),
+        terms=verdict.terms,
+        waited=float(checks["waited_s"].sum()),
         timings=list(_timing_groups(recorded, checks)),
         provenance=[
             (sandbox.name, list(flatten(recorded.images[sandbox.name])))
@@ -126,7 +133,9 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalize
     )
-    environment.filters.update(size=size, seconds=seconds, moment=moment, anchor=anchor, printable=_message, code=code)
+    environment.filters.update(
+        size=size, seconds=seconds, amount=amount, moment=moment, anchor=anchor, printable=_message, code=code
+    )
     return environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
 
 
@@ -269,50 +278,45 @@ def _place(sandbox: str, allocation: str) -> str:
 
 
 def _matrix(
-    checks: pd.DataFrame, sandboxes: Sequence[str], describe: Describe | None
+    checks: pd.DataFrame, sandboxes: Sequence[PlannedSandbox], describe: Describe | None
 ) -> Iterator[tuple[str, list[Row]]]:
-    shown = checks[checks["sandbox"].isin(sandboxes)]
+    shown = checks[checks["sandbox"].isin([sandbox.name for sandbox in sandboxes])]
     for suite, of_suite in shown.groupby("suite", sort=False):
         said: set[tuple[str, str]] = set()
         by_check: dict[str, list[Any]] = {}
         for outcome in rows(of_suite):
             by_check.setdefault(outcome.check, []).append(outcome)
-        yield (
-            str(suite),
-            [
-                Row(
-                    check=check,
-                    anchor=anchor(f"check-{check}"),
-                    description=describe(check) if describe else None,
-                    cells=[_cell([item for item in outcomes if item.sandbox == sandbox]) for sandbox in sandboxes],
-                    notes=list(_notes(outcomes, said)),
-                )
-                for check, outcomes in by_check.items()
-            ],
-        )
+        made = []
+        for check, outcomes in by_check.items():
+            description = describe(check) if describe else None
+            at_least = bool(getattr(description, "at_least", False))
+            cells = [
+                _cell([item for item in outcomes if item.sandbox == sandbox.name], sandbox, check, at_least)
+                for sandbox in sandboxes
+            ]
+            made.append(Row(check, anchor(f"check-{check}"), description, cells, list(_notes(outcomes, said))))
+        yield str(suite), made
 
 
-def _cell(outcomes: Sequence[Any]) -> Cell:
+def _cell(outcomes: Sequence[Any], sandbox: PlannedSandbox, check: str, at_least: bool) -> Cell:
     if not outcomes:
-        return Cell()
+        return Cell(off=check in sandbox.off)
     word = min((item.verdict for item in outcomes), key=_WORST_FIRST.index)
     alike = [item for item in outcomes if item.verdict == word]
     valued = [item for item in alike if not pd.isna(item.value)]
     measured = ""
     if valued:
-        worst = max(valued, key=lambda item: item.value)
-        limit = "" if pd.isna(worst.limit) else f", at most {_figure(worst.limit)}"
-        measured = f"{_figure(worst.value)} {worst.unit}{limit}"
+        worst = (min if at_least else max)(valued, key=lambda item: item.value)
+        bound = "at least" if at_least else "at most"
+        limit = "" if pd.isna(worst.limit) else f", {bound} {amount(worst.limit, worst.unit)}"
+        measured = f"{amount(worst.value, worst.unit)}{limit}"
     return Cell(
         word=word,
         share=f"{len(alike)}/{len(outcomes)}" if len(alike) < len(outcomes) else "",
         measured=measured,
         required=any(item.required for item in outcomes),
+        advisory=sandbox.advisory.get(check, ""),
     )
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _notes(outcomes: Sequence[Any], said: set[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
@@ -341,7 +345,7 @@ def _timing_groups(recorded: Recorded, checks: pd.DataFrame) -> Iterator[tuple[s
         groups: dict[str, list[Bar]] = {}
         for timing in of_stage:
             groups.setdefault(_title(timing, recorded), []).append(
-                Bar(timing.step, timing.seconds, 100 * timing.seconds / longest)
+                Bar(timing.step, timing.seconds, 100 * timing.seconds / longest, timing.waited)
             )
         if groups:
             yield title, list(groups.items())
@@ -354,6 +358,7 @@ def _timing_groups(recorded: Recorded, checks: pd.DataFrame) -> Iterator[tuple[s
                 f"{row.check} ({_place(row.sandbox, row.allocation if several else '')})",
                 row.duration_s,
                 100 * row.duration_s / longest,
+                row.waited_s,
             )
             for row in rows(slowest)
         ]

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sifproof.records import Plan, Verdict
 from sifproof.report.decision import Decision, Standing
 from sifproof.report.escaping import tsv_escape, tsv_unescape
-from sifproof.report.facts import image_facts, timings
+from sifproof.report.facts import Timing, image_facts, timings
 from sifproof.report.recorded import Recorded
+from sifproof.report.terms import FAILED
 
 CHECK_COLUMNS = [name for name in Verdict.model_fields if name != "fault"]
 LEFT_OUT = "plan.left-out"
@@ -40,6 +41,8 @@ class SummaryRow(BaseModel):
     flaky: int = Field(description="checks that passed only sometimes")
     waived: int = Field(description="checks that failed and are waived by the config")
     not_measured: int = Field(alias="not-measured", description="checks that were not measured")
+    advisory: int = Field(description="checks that failed, or passed only sometimes, and are not required")
+    off: int = Field(description="checks of its suites that the config turned off")
     allocations: int = Field(description="allocations that were checked")
     expected: int = Field(description="allocations that the plan asks for")
     nodes: str = Field(description="names of the Nomad nodes, separated by spaces")
@@ -49,8 +52,9 @@ class SummaryRow(BaseModel):
     sif_sha256: str = Field(description="SHA-256 of the Apptainer image, hexadecimal")
     sif_bytes: int | None = Field(description="size of the Apptainer image in bytes")
     image_s: float | None = Field(description="seconds that the image took, in the run that converted it")
-    job_s: float | None = Field(description="seconds from the job's submission to its endpoints")
+    job_s: float | None = Field(description="seconds from the job's submission to its first healthy answer")
     checks_s: float | None = Field(description="seconds that the checks took, teardown among them")
+    waited_s: float | None = Field(description="seconds of them that checks waited on purpose")
 
 
 def checks_table(plan: Plan, verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -79,14 +83,17 @@ def checks_table(plan: Plan, verdicts: Sequence[Verdict]) -> pd.DataFrame:
                 )
             )
     frame = pd.DataFrame([row.model_dump(mode="json") for row in shown], columns=list(Verdict.model_fields))
-    return frame.astype({"required": bool, "value": float, "limit": float, "duration_s": float, "attempts": int})
+    return frame.astype(
+        {"required": bool, "value": float, "limit": float, "duration_s": float, "waited_s": float, "attempts": int}
+    )
 
 
 def summary_table(recorded: Recorded, decision: Decision) -> pd.DataFrame:
     """A row per sandbox of the plan; columns as in :class:`SummaryRow`."""
     checks = checks_table(recorded.plan, recorded.verdicts)
-    seconds = pd.DataFrame(timings(recorded), columns=["sandbox", "stage", "step", "seconds"])
+    seconds = pd.DataFrame(timings(recorded), columns=list(Timing._fields))
     sums = seconds.groupby(["sandbox", "stage"])["seconds"].sum().to_dict()
+    waited = seconds.groupby(["sandbox", "stage"])["waited"].sum().to_dict()
     decided = {sandbox.name: sandbox for sandbox in decision.sandboxes}
     made = []
     for sandbox in recorded.plan.sandboxes:
@@ -106,6 +113,8 @@ def summary_table(recorded: Recorded, decision: Decision) -> pd.DataFrame:
             flaky=int(counts.get("flaky", 0)),
             waived=int(counts.get("waived", 0)),
             not_measured=int(counts.get("not-measured", 0)),
+            advisory=int((own["verdict"].isin(list(FAILED)) & ~own["required"]).sum()),
+            off=len(decision.terms.of(sandbox.name).off),
             allocations=own["allocation"].loc[lambda ids: ids != ""].nunique(),
             expected=sandbox.count,
             nodes=" ".join(node for node in own["node"].unique() if node),
@@ -117,6 +126,7 @@ def summary_table(recorded: Recorded, decision: Decision) -> pd.DataFrame:
             image_s=sums.get((sandbox.name, "image")),
             job_s=sums.get((sandbox.name, "job")),
             checks_s=sums.get((sandbox.name, "checks")),
+            waited_s=waited.get((sandbox.name, "checks")),
         )
         made.append(row.model_dump(by_alias=True))
     columns = [field.alias or name for name, field in SummaryRow.model_fields.items()]

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sifproof.report.decision import Decision, Outcome
 from sifproof.report.escaping import one_line
+from sifproof.report.terms import Terms
 
 _STYLES = {Outcome.ACCEPTED: "bold green", Outcome.REJECTED: "bold red"}
 
@@ -17,7 +18,8 @@ def closing_lines(decision: Decision, report: Path, most: int = 10) -> list[str]
     """One line with the verdict and the path of the report, then what led to it.
 
     That is a line for each of the ``most`` weightiest reasons, without those that only follow from another, what the
-    doctor saw that may be behind them, once each, and a line for each sandbox that was left out.
+    doctor saw that may be behind them, once each, a line for each waiver and each advisory failure, for what
+    the config turned off, and for each sandbox that was left out.
     """
     lines = [f"{decision.sentence.rstrip('.')}. Report: {report}"]
     reasons = [reason for reason in decision.reasons if not reason.follows]
@@ -30,9 +32,27 @@ def closing_lines(decision: Decision, report: Path, most: int = 10) -> list[str]
     lines += [one_line(text, 400) for text in seen]
     if len(reasons) > most:
         lines.append(f"… and {len(reasons) - most} more in the report")
+    lines += _terms(decision.terms, most)
     left_out = [sandbox for sandbox in decision.sandboxes if sandbox.verdict == "not-measured"]
     lines += [one_line(f"left out {sandbox.name}: {sandbox.reason}", 400) for sandbox in left_out]
     return lines
+
+
+def _terms(terms: Terms, most: int) -> list[str]:
+    """A line for each waiver that there is, for each advisory check that failed, and for what the config turned off."""
+    said = []
+    for waiver in terms.waivers:
+        until = f"{'ended on' if waiver.ended else 'until'} {waiver.until}"
+        said.append(f"waiver {waiver.sandbox}: {waiver.check} {until}, {waiver.state} ({waiver.reason})")
+    failing = terms.failing()
+    said += [
+        f"advisory {t.sandbox}: {t.check} {t.verdict} (not required: {t.reason}): {t.text}" for t in failing[:most]
+    ]
+    if len(failing) > most:
+        said.append(f"… and {len(failing) - most} more advisory checks in the report")
+    for sandbox in dict.fromkeys(term.sandbox for term in terms.off):
+        said.append(f"off {sandbox}: {', '.join(term.check for term in terms.off if term.sandbox == sandbox)}")
+    return [one_line(text, 400) for text in said]
 
 
 def print_closing(decision: Decision, report: Path, most: int = 10, console: Console | None = None) -> None:
