@@ -31,10 +31,3 @@ def test_a_slot_that_waits_for_a_fifo_is_freed(seen):
     found = seen["waits-for-a-fifo"]
     assert "Its slot was freed from the node" in found["files.fifo"].message
     assert {verdict.verdict for check, verdict in found.items() if check != "files.fifo"} == {"pass"}
-
-
-@pytest.mark.parametrize("driver", ["singularity", "docker"])
-def test_all_green_without_a_defect(house, driver):
-    with house.sandbox(f"healthy-{driver}", driver=driver) as server:
-        found = verdicts(server, ("health", "bash", "files"))
-    assert {check: v for check, v in found.items() if v.verdict != "pass"} == {}
