@@ -188,7 +188,7 @@ def nodes(client: Client, settings: config.Settings, *, run: str, images: Path |
             answers = {node.id: Answer(node.id, node.name, fault=str(error)) for node in able}
     seconds = round(time.monotonic() - began, 3)
     looks = []
-    for node in known:
+    for node in sorted(known, key=lambda node: node.name):
         sandboxes = {n: s for n, s in settings.selected().items() if s.datacenter == node.datacenter}
         peers = [n for n in known if n.datacenter == node.datacenter and n.id != node.id]
         case = Case(

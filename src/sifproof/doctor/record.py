@@ -69,7 +69,9 @@ class Doctor(BaseModel):
         ``node`` is the name of the node that it happened on, empty where it is not known but from the text; ``local``
         says that this machine is the node.
         """
-        named = (k.machine for k in self.looks if k.node and re.search(rf"\bnode {re.escape(k.machine)}(?![.-]?\w)", text))
+        named = (
+            k.machine for k in self.looks if k.node and re.search(rf"\bnode {re.escape(k.machine)}(?![.-]?\w)", text)
+        )
         node = node or next(named, "")
         found = []
         for look in self.looks:

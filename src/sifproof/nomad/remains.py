@@ -6,6 +6,7 @@ known again by its number and its start: an orphaned squashfuse_ll shows no trac
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ def find(
     values = {
         "ids": " ".join(validate_id(allocation) for allocation in allocations),
         "earlier": "\n".join(line for remains in (before or {}).values() for line in remains.earlier),
-        "within": str(round(within_s)) if within_s else "",
+        "within": str(math.ceil(within_s)) if within_s else "",
         "containers": "yes" if containers else "",
     }
     script = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()) + _script()
