@@ -79,7 +79,9 @@ class _Merge:
     def put(self, layer: IO[bytes]) -> None:
         """Put one layer, a tar in any compression that Python knows, on what is there."""
         self.number += 1
-        with tarfile.open(fileobj=layer, mode="r|*", bufsize=_BUFFER, encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(
+            fileobj=layer, mode="r|*", bufsize=_BUFFER, encoding="utf-8", errors="surrogateescape"
+        ) as tar:
             for member in tar:
                 self._member(tar, member)
                 tar.members = []  # type: ignore[attr-defined] # else it keeps every header
