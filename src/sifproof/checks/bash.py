@@ -195,10 +195,20 @@ class _Children:
         )
 
     @property
-    def all_started(self) -> str:
-        """A condition that holds when each of them has written."""
-        kinds = " && ".join(f"test -s {self.word}.{kind}" for kind in ("child", "deaf-to-SIGTERM", "orphan"))
-        return f"{kinds} && test -s {self.word}.other-group && (test -s {self.word}.daemon || ! command -v setsid)"
+    def wait(self) -> str:
+        """Waits until each of them has written, and says so."""
+        kinds = " && ".join(
+            f"test -s {self.word}.{kind}" for kind in ("child", "deaf-to-SIGTERM", "orphan", "other-group")
+        )
+        daemon = f"{{ test -s {self.word}.daemon || ! command -v setsid; }}"
+        return f"while ! {{ {kinds} && {daemon}; }} > /dev/null; do sleep 0.02; done; : > {self.word}.started"
+
+    @property
+    def go_on(self) -> str:
+        """Writes as the children do, for five seconds; what comes afterwards leaves a file, too."""
+        started = f"test -e {self.word}.started"
+        loop = f"while {started} && test $i -lt 100; do echo >> {self.word}.shell; i=$((i+1)); sleep 0.05; done"
+        return f"i=0; {loop}; {started} && : > {self.word}.late"
 
     def look(self, server: Server) -> tuple[set[str], set[str]]:
         """Which had begun, and which go on; afterwards nothing is left of them."""
@@ -232,8 +242,7 @@ def timeout_tree(server: Server) -> Finding:
     for seconds in (0.5, 4.0):
         children = _Children(nonce())
         result = server.bash(
-            f"{children.start}\ntrap '' TERM\nwhile ! {{ {children.all_started}; }} >/dev/null; do sleep 0.02; done\n"
-            f": > {children.word}.started; sleep 5; : > {children.word}.late",
+            f"{children.start}\ntrap '' TERM\n{children.wait}\n{children.go_on}",
             timeout_s=seconds,
         )
         began, alive = children.look(server)
@@ -257,16 +266,12 @@ def timeout_tree(server: Server) -> Finding:
 def background(server: Server) -> Finding:
     kept = server.client.health().get("background_children") == "kept"
     children = _Children(nonce())
-    result = server.bash(
-        f"{children.start}\nwhile ! {{ {children.all_started}; }} >/dev/null; do sleep 0.02; done\n"
-        f": > {children.word}.started"
-    )
+    result = server.bash(f"{children.start}\n{children.wait}")
     began, alive = children.look(server)
-    begun = began - {"started"}
     if "started" not in began:
         raise NotMeasured(f"nothing is there of what the command wrote: {result}")
     return expect(
-        result.success and alive == (begun if kept else set()),
+        result.success and bool(alive) is kept,
         f"{result}; {'declared as kept; ' if kept else ''}"
         f"still running afterwards: {', '.join(sorted(alive)) or 'none'} of {_kinds(began)}",
     )
