@@ -17,6 +17,9 @@ from checkout import ROOT, wait_until
 from nomad_payload import LISTEN, new_id, shell_job
 
 from sifproof import config, deploy, tools
+from sifproof.checks import registry
+from sifproof.checks.runner import Context, run_checks
+from sifproof.checks.teardown import Ended
 from sifproof.cluster import Cluster
 from sifproof.doctor import look
 from sifproof.doctor.facts import OK, Facts, parse
@@ -27,6 +30,7 @@ from sifproof.nomad.client import connect
 from sifproof.nomad.ports import MARK, claim_block
 from sifproof.nomad.preflight import Driver
 from sifproof.nomad.probe import run_on_nodes
+from sifproof.nomad.teardown import AllocationEnd
 from sifproof.nomad.userns import needs_userns
 from sifproof.records import PlannedSandbox
 from sifproof.run import Run
@@ -468,3 +472,8 @@ def test_a_node_that_takes_no_script_was_not_looked_at(two, tmp_path):
     (end,) = torn_down(two, job, tmp_path, around=lambda: two.ineligible("good"))
     assert not end["looked_at"]
     assert "takes no script" in end["unseen"]
+    # What could not be looked at is not taken for clean.
+    ended = Ended(AllocationEnd.model_validate(end), True, 5.0)
+    found = run_checks(registry.of_suite(registry.TEARDOWN), ended, Context("run", "box", "singularity"))
+    unseen = {v.check for v in found if v.verdict == "not-measured" and v.required}
+    assert {"teardown.processes", "teardown.mounts"} <= unseen
