@@ -150,6 +150,8 @@ async def _errors_as_json(
         status, message = 400, str(error)
     except ArtifactError as error:
         status, message = error.status, str(error)
+    except ConnectionError:
+        status, message = 400, "The client hung up"  # nobody reads it
     except web.HTTPException as error:
         status, message = error.status, error.reason
         headers = {name: value for name, value in error.headers.items() if name == "Allow"}

@@ -55,6 +55,8 @@ class Slot:
             found = (top / path).resolve()
         except (OSError, RuntimeError):
             raise RefusedError(outside, "Access denied: path outside workspace") from None
+        except UnicodeEncodeError:
+            raise RefusedError(400, "path: no file can be called so") from None
         if found != top and top not in found.parents:
             raise RefusedError(outside, "Access denied: path outside workspace")
         return found

@@ -1,1 +1,116 @@
-"""A slot that is reset is as new, and no other slot is."""
+"""``/reset`` gives an empty slot back, and touches no other."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from sifproof.checks.registry import Finding, NotMeasured, check, expect
+from sifproof.checks.server import Server, nonce
+
+
+@check(
+    "reset.empties",
+    "After a reset the slot's workspace is there, writable and empty: no hidden file, no nested or read-only "
+    "directory, no odd name, no link is left.",
+    why="The next agent must find neither the work nor the answers of the last one.",
+    todo="Empty the directory with its hidden entries, and make directories writable before removing what is in them.",
+)
+def empties(server: Server) -> Finding:
+    made = server.bash(
+        "mkdir -p a/b/c .hidden/deep locked/in && : > a/b/c/file && : > .dot && : > .hidden/deep/file && "
+        ": > 'a b' && : > -f && : > \"$(printf 'line\\nbreak')\" && : > locked/in/file && "
+        "ln -s /nowhere dangling && ln -s a/b/c link && mkfifo fifo && chmod 555 locked/in && chmod 500 locked"
+    )
+    if not made.success:
+        raise NotMeasured(f"the files to remove could not be made: {made}")
+    result = server.client.reset(server.slot())
+    left = server.bash("ls -A")
+    listed = server.client.artifact("list", server.slot(), ".", recursive=True).get("entries")
+    usable = server.bash("echo usable > file && cat file && rm file")
+    if left.output.strip():
+        server.bash("chmod -R u+rwx . ; find . -mindepth 1 -delete")
+    return expect(
+        result.success
+        and left.success
+        and not left.output.strip()
+        and listed == []
+        and usable.output.strip() == "usable",
+        f"reset: {result}; left: {left}; listed: {str(listed)[:200]}; a command that writes: {usable}",
+    )
+
+
+@check(
+    "reset.only-that-slot",
+    "A reset leaves the files of other slots and the commands that run there alone.",
+    why="The slots of one server belong to different agents.",
+    todo="Look at what the reset removes and ends: only what belongs to the one slot.",
+    waits_s=0.4,
+)
+def only_that_slot(server: Server) -> Finding:
+    name, word = nonce(), nonce()
+    server.write(f"{name}/file", word, slot=1)
+    with ThreadPoolExecutor(1) as caller:
+        running = caller.submit(server.bash, f"sleep 0.4; cat {name}/file", slot=1)
+        server.wait_until_busy(1)
+        result = server.client.reset(server.slot())
+        ended = running.result()
+    kept = server.read(f"{name}/file", slot=1)
+    server.bash(f"rm -rf {name}", slot=1)
+    return expect(
+        result.success and ended.output.strip() == word and kept.output == word,
+        f"reset: {result}; a command of another slot meanwhile: {ended}; its file: {kept}",
+    )
+
+
+_LINGERING = """\
+p=$(pwd)/{name}
+(trap '' HUP TERM; n=0
+ while [ $n -lt 200 ]; do n=$((n+1)); date >> "$p"; sleep 0.05; done) </dev/null >/dev/null 2>&1 &
+n=0; until [ -s "$p" ] || [ $n -ge 200 ]; do n=$((n+1)); sleep 0.02; done"""
+"""Leaves a process behind, for 10 s at most, that writes to a file of the workspace; ends when it has begun."""
+
+
+@check(
+    "reset.processes",
+    "After a reset no process of the slot goes on: what was left in the background by `bash`, or by the shell of "
+    "`bash_stateful` where there is one, writes no more, and that shell has forgotten its variables.",
+    why="A process of the last agent goes on using the node, and can write into the work of the next.",
+    todo="End every process of the slot before its directory is emptied.",
+    waits_s=0.5,
+)
+def processes(server: Server) -> Finding:
+    name, word, client, slot = nonce(), nonce(), server.client, server.slot()
+    left_by_bash = server.bash(_LINGERING.format(name=f"{name}-bash"))
+    script = f"export sifproof_word={word}\n{_LINGERING.format(name=f'{name}-stateful')}"
+    left_by_shell = client.execute(slot, "bash_stateful", {"command": script})
+    has_shell = left_by_shell.success
+    result = client.reset(slot)
+    # A while, so that a process that goes on has written again.
+    left = server.bash("sleep 0.5; ls -A")
+    remembered = client.execute(slot, "bash_stateful", {"command": 'echo "[$sifproof_word]"'}) if has_shell else None
+    if has_shell:
+        client.reset(slot)
+    return expect(
+        left_by_bash.success
+        and result.success
+        and left.success
+        and not left.output.strip()
+        and (remembered is None or remembered.output.strip() == "[]"),
+        f"reset: {result}; 0.5 s later in the workspace: {left}; "
+        + (f"a variable of the shell: {remembered}" if has_shell else f"bash_stateful: {left_by_shell}"),
+    )
+
+
+@check(
+    "reset.again",
+    "An empty slot can be reset, and again at once.",
+    why="Clients reset a slot to be sure, whatever state it is in.",
+    todo="Don't take an empty or missing directory for a failure.",
+)
+def again(server: Server) -> Finding:
+    results = [server.client.reset(server.slot()) for _ in range(2)]
+    usable = server.bash("pwd")
+    return expect(
+        all(result.success for result in results) and usable.success,
+        f"{'; '.join(map(str, results))}; afterwards: {usable}",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -104,6 +105,14 @@ class Server:
     def read(self, path: str, *, slot: int = 0) -> Result:
         """Read a file in a slot."""
         return self.client.read_file(self.slot(slot), path)
+
+    def wait_until_busy(self, slot: int = 0, *, within_s: float = 1.0) -> None:
+        """Wait until a command runs in a slot, as the server says; ``within_s`` at most, for one that does not say."""
+        name, end = self.slot(slot), time.monotonic() + within_s
+        while time.monotonic() < end:
+            if any(e.get("slot_id") == name and e.get("state") == "executing" for e in self.client.slots()):
+                return
+            time.sleep(0.01)
 
     def read_slot_file(self, path: str, *, slot: int = 0) -> bytes:
         """A file of a slot's workspace, read through Nomad."""
