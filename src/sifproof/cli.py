@@ -67,7 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         "--configfile", nargs="+", type=Path, default=[], metavar="FILE", help="as for a run; config/config.yaml"
     )
     doctor.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="as for a run")
-    commands.add_parser("checks", help="list the checks: id, who is to blame, what is required")
+    checks = commands.add_parser(
+        "checks",
+        help="list the checks: id, for whom it is required, what is required",
+        description="List the checks: id, for which drivers it is required, unit of what it measures, deliberate "
+        "waits, requirement. With one id: all there is to know about it.",
+    )
+    checks.add_argument("pattern", nargs="?", default="*", help="id of a check, or a pattern such as 'storage.*'")
     sweep = commands.add_parser(
         "sweep",
         help="end what killed runs left: their jobs on the cluster, their local agents",
@@ -203,11 +209,22 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _checks(_: argparse.Namespace) -> int:
-    from sifproof.checks import registry  # noqa: PLC0415 - not needed by `run`
+def _checks(known: argparse.Namespace) -> int:
+    from sifproof.checks import listing, policy, registry  # noqa: PLC0415 - not needed by `run`
 
-    for item in registry.load().values():
-        print(f"{item.id:24} {item.blames.value:15} {item.requirement}")
+    checks = registry.load()
+    found = [checks[id] for id in policy.matching(known.pattern, checks)]
+    if not found:
+        raise SifproofError(policy.no_check(known.pattern, checks), fault=Fault.CONFIGURATION)
+    if known.pattern in checks:
+        print(f"{known.pattern}\n\n{found[0].requirement}\n")
+        for name, text in listing.facts(found[0]):
+            print(f"{name + ':':15} {text}")
+        return 0
+    ids = max(len(item.id) for item in found)
+    short = max(len(listing.in_short(item)) for item in found)
+    for item in found:
+        print(f"{item.id:{ids}}  {listing.in_short(item):{short}}  {item.requirement}")
     return 0
 
 

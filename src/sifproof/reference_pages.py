@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from sifproof import config
-from sifproof.checks import registry
+from sifproof.checks import listing, registry
 from sifproof.records import write_atomically
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
@@ -105,8 +105,11 @@ def checks_page() -> str:
     """``docs/reference/checks.md``."""
     lines = [
         "# The checks\n",
-        "Generated from the registry by `python -m sifproof.reference_pages`; `sifproof checks` lists the same.",
-        "Every check runs on every allocation of every sandbox, under both drivers, and is required. Ids are stable.\n",
+        "Generated from the registry by `python -m sifproof.reference_pages`; `sifproof checks` lists the same, and",
+        "`sifproof checks ID` says all about one. Ids are stable.\n",
+        "Each runs on every allocation of every sandbox whose driver it applies to. A run is accepted where all",
+        "that is *required* passed; what is *advisory* is run and reported. The config can say otherwise for each sandbox:",
+        "[policy, waivers and limits](../how-to/policy.md).\n",
     ]
     suite = ""
     for check in registry.load().values():
@@ -114,15 +117,14 @@ def checks_page() -> str:
             suite = check.suite
             module = sys.modules[f"sifproof.checks.{suite}"]
             lines += [f"## {suite}\n", f"{(module.__doc__ or '').strip()}\n"]
-        lines += [
-            f"### `{check.id}`\n",
-            f"{check.requirement}\n",
-            f"- Why: {check.why}",
-            f"- When it fails: {check.todo}",
-            f"- At fault: {check.blames.value}",
-        ]
-        if check.guards:
-            lines.append("- Where it does not pass, the later checks of that allocation are `not-measured`.")
+        lines += [f"### `{check.id}`\n", f"{check.requirement}\n"]
+        said = dict(listing.facts(check))
+        levels = {driver: said.pop(driver) for driver in config.DRIVERS}
+        if set(levels.values()) == {"required"}:
+            said["Counts"] = "required, under both drivers"
+        else:
+            said |= {f"Under `{driver}`": text for driver, text in levels.items()}
+        lines += [f"- {name}: {text}" for name, text in said.items()]
         lines.append("")
     return "\n".join(lines)
 

@@ -165,7 +165,7 @@ def _problems(settings: config.Settings) -> Iterator[tuple[config.Location, str]
                 found = matching(pattern, known)
                 loose = [check.id for check in guards if check.id in found and _is_loose(check, sandbox)]
                 if not found:
-                    yield there, _no_check(pattern, known)
+                    yield there, no_check(pattern, known)
                 elif pattern in seen:
                     yield there, f"{pattern!r} stands in the policy twice; one list, once, is allowed"
                 elif word != "required" and loose:
@@ -177,7 +177,7 @@ def _problems(settings: config.Settings) -> Iterator[tuple[config.Location, str]
             place = (*here, "waivers", number, "check")
             found = matching(waiver.check, known)
             if not found:
-                yield place, _no_check(waiver.check, known)
+                yield place, no_check(waiver.check, known)
             elif rests := [check.id for check in guards if check.id in found]:
                 yield place, f"{waiver.check!r}: {_ALL_REST.format(', '.join(rests))}; it can't be waived"
         for check, text in sandbox.limits.items():
@@ -195,7 +195,7 @@ def _is_loose(check: Check, sandbox: config.Sandbox) -> bool:
 def _wrong_limit(check: str, text: str, known: Mapping[str, Check]) -> str:
     measuring = [item.id for item in known.values() if item.unit]
     if check not in known:
-        return _no_check(check, measuring)
+        return no_check(check, measuring)
     if check not in measuring:
         return f"{check} takes no limit; those that do: {', '.join(measuring) or 'none'}"
     try:
@@ -205,7 +205,8 @@ def _wrong_limit(check: str, text: str, known: Mapping[str, Check]) -> str:
     return ""
 
 
-def _no_check(pattern: str, known: Iterable[str]) -> str:
+def no_check(pattern: str, known: Iterable[str]) -> str:
+    """What to say of a ``pattern`` that names none of ``known``: what was probably meant, and what there is."""
     allowed = list(known)
     close = config.closest(pattern, allowed)
     hint = f"did you mean {close}? " if close else ""
