@@ -95,6 +95,7 @@ _OWN = "/proc /dev /tmp /run /sys /var/tmp /var/run /var/lock"
     todo="Bind everything but the workspace read-only in the sandbox.",
 )
 def only_workspace_writable(server: Server) -> Finding:
+    _only_where_claimed(_call(server, ":"))  # elsewhere it would stay
     name = nonce()
     data = shlex.quote(str(server.client.health().get("data_dir") or "/data"))
     # What any image has at its top; deeper down is, as a rule, the same file system.
@@ -102,7 +103,6 @@ def only_workspace_writable(server: Server) -> Finding:
     own = "|".join(f"{path}/*" for path in _OWN.split())
     elsewhere = f'case $d in {own}) continue;; esac; if test "$d" -ef .; then continue; fi'
     wrote = _call(server, f'{every}; {elsewhere}; echo x > "$f"; done 2>/dev/null; echo x > {name} && echo workspace')
-    _only_where_claimed(wrote)
     left = _call(server, f'{every}; {elsewhere}; if test -e "$f"; then echo "$d"; rm -f "$f"; fi; done 2>/dev/null; :')
     _call(server, f"rm -f {name}")
     if "workspace" not in wrote.output.split():

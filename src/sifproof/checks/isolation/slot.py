@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from time import monotonic
 
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
@@ -304,6 +305,8 @@ def environ(server: Server) -> Finding:
 _PEAK_S = 0.5
 _LONG_PEAK_S = 5.0
 _GREED_TIMEOUT_S = 20.0
+_FORKS_WITHIN_S = 5.0
+"""bash(1) tries a fork that is refused again and again, for 15 s."""
 FORKS = 300
 DISK_BYTES = 64 * 2**20
 MEMORY_BYTES = 512 * 2**20
@@ -324,10 +327,13 @@ class _Greed:
         return expect(not self.trouble, f"{what}; meanwhile: {'; '.join(self.trouble[:3])}" if self.trouble else word)
 
 
-def _greedy(server: Server, take: str, give_back: str, work: Callable[[], Result]) -> _Greed:
+def _greedy(
+    server: Server, take: str, give_back: str, work: Callable[[], Result], *, within_s: float = _GREED_TIMEOUT_S
+) -> _Greed:
     """Let slot 0 ``take``, hold it a moment and ``give_back``, while slot 1 does its ``work`` over and over.
 
-    ``take`` may fail, or be ended: then it met a limit. ``work`` prints a time (:data:`_NOW`).
+    ``take`` may fail, or be ended, after ``within_s`` seconds at the latest: then it met a limit. ``work`` prints a
+    time (:data:`_NOW`).
     """
     server.slot(1)
     for seconds in (_PEAK_S, _LONG_PEAK_S):
@@ -335,7 +341,7 @@ def _greedy(server: Server, take: str, give_back: str, work: Callable[[], Result
         command = f"{take}\n{_NOW}\nsleep {seconds}\n{_NOW}\n{give_back}"
         times: list[float] = []
         with ThreadPoolExecutor(1) as caller:
-            taking = caller.submit(server.bash, command, timeout_s=_GREED_TIMEOUT_S)
+            taking = caller.submit(server.bash, command, timeout_s=within_s + seconds)
             _await_taken_up(server, taking)
             over = False
             while not over:
@@ -384,7 +390,11 @@ def forks(server: Server) -> Finding:
     # The processes end by themselves whatever happens to the rest.
     take = f"i=0; while test $i -lt {FORKS}; do sleep {_GREED_TIMEOUT_S:g} & i=$((i+1)); done; echo started $i"
     outcome = _greedy(
-        server, take, "kill $(jobs -p)", lambda: server.bash(f"echo a | cat | cat >/dev/null && {_NOW}", slot=1)
+        server,
+        take,
+        "kill $(jobs -p)",
+        lambda: server.bash(f"echo a | cat | cat >/dev/null && {_NOW}", slot=1),
+        within_s=_FORKS_WITHIN_S,
     )
     after = server.bash(":")
     if not after.success:
@@ -394,6 +404,36 @@ def forks(server: Server) -> Finding:
     return outcome.finding(f"slot 0: {limit}")
 
 
+@check(
+    "isolation.slot.disk",
+    "While one slot fills the disk as far as it may, another slot can write. (The check itself writes "
+    f"{DISK_BYTES // 2**20} MiB at most.)",
+    why="One core dump or endless log would otherwise fail every agent's next write.",
+    todo="Give each slot a quota, or the allocation a disk that holds what all slots may write.",
+    blames=Fault.INFRASTRUCTURE,
+    waits_s=_PEAK_S,
+)
+def disk(server: Server) -> Finding:
+    name, own = nonce(), nonce()
+    numbers = count()
+
+    def work() -> Result:
+        # A new file each time: one that is written again takes the room that it had.
+        new = f"{own}.{next(numbers)}"
+        return server.bash(f"head -c 65536 /dev/zero > {new} && test $(wc -c < {new}) -eq 65536 && {_NOW}", slot=1)
+
+    take = f"head -c {DISK_BYTES} /dev/zero > {name}; wc -c < {name}"
+    try:
+        outcome = _greedy(server, take, f"rm -f {name}", work)
+    finally:
+        server.bash(f"rm -f {name}")
+        server.bash(f"rm -f {own}.*", slot=1)
+    full = outcome.greedy is not None and str(DISK_BYTES) in [line.strip() for line in _lines(outcome.greedy)]
+    limit = f"wrote {DISK_BYTES // 2**20} MiB and met no limit" if full else f"met a limit: {_said(outcome.greedy)}"
+    return outcome.finding(f"slot 0 {limit}")
+
+
+# Last: where it fails, there may be no server any more.
 @check(
     "isolation.slot.memory",
     "While one slot takes all the memory that the job has, another slot's commands run, and the server lives. (The "
@@ -411,31 +451,4 @@ def memory(server: Server) -> Finding:
     outcome = _greedy(server, take, ":", lambda: server.bash(_NOW, slot=1))
     took = outcome.greedy is not None and str(most) in [line.strip() for line in _lines(outcome.greedy)]
     limit = f"took {most // 2**20} MiB and met no limit" if took else f"was stopped before {most // 2**20} MiB"
-    return outcome.finding(f"slot 0 {limit}")
-
-
-@check(
-    "isolation.slot.disk",
-    "While one slot fills the disk as far as it may, another slot can write. (The check itself writes "
-    f"{DISK_BYTES // 2**20} MiB at most.)",
-    why="One core dump or endless log would otherwise fail every agent's next write.",
-    todo="Give each slot a quota, or the allocation a disk that holds what all slots may write.",
-    blames=Fault.INFRASTRUCTURE,
-    waits_s=_PEAK_S,
-)
-def disk(server: Server) -> Finding:
-    name, own = nonce(), nonce()
-    take = f"head -c {DISK_BYTES} /dev/zero > {name}; wc -c < {name}"
-    try:
-        outcome = _greedy(
-            server,
-            take,
-            f"rm -f {name}",
-            lambda: server.bash(f"echo {own} > {own} && test $(cat {own}) = {own} && {_NOW}", slot=1),
-        )
-    finally:
-        server.bash(f"rm -f {name}")
-        server.bash(f"rm -f {own}", slot=1)
-    full = outcome.greedy is not None and str(DISK_BYTES) in [line.strip() for line in _lines(outcome.greedy)]
-    limit = f"wrote {DISK_BYTES // 2**20} MiB and met no limit" if full else f"met a limit: {_said(outcome.greedy)}"
     return outcome.finding(f"slot 0 {limit}")

@@ -1,0 +1,65 @@
+"""Sandboxes that are not what the server says, or not what was asked for."""
+
+from defects import is_call, turns_red
+from defects.isolation_slot import OPEN, in_bubblewrap, without_bubblewrap
+
+
+@turns_red("bubblewrap.available", nomad=True)
+async def bubblewrap_denied(path, call, go):
+    """`/health` says that there is no bubblewrap, and commands run in it."""
+    answer = await go(call)
+    return answer | {"bwrap_available": False} if path == "/health" else answer
+
+
+@turns_red("bubblewrap.used", "bubblewrap.required", "bubblewrap.required-stateful", nomad=True)
+async def sandbox_not_told(path, call, go):
+    """The result of a command does not tell that it ran in a sandbox."""
+    answer = await go(call)
+    answer.get("metadata", {}).pop("sandboxed", None)
+    return answer
+
+
+@turns_red("bubblewrap.used", nomad=True)
+async def directory_of_the_server(path, call, go):
+    """Commands start in the directory that the server knows their workspace by, not in `/workspace`."""
+    if is_call(call, "bash") and call["args"]["command"] == "pwd":
+        call["args"]["command"] = "echo /data/slot_0"
+    return await go(call)
+
+
+@turns_red(
+    "bubblewrap.private-processes",
+    "bubblewrap.only-workspace-writable",
+    "bubblewrap.used",
+    "bubblewrap.required",
+    "bubblewrap.required-stateful",
+    *OPEN,
+    nomad=True,
+)
+def sandbox_lied_about(arguments):
+    """A server without bubblewrap says `sandboxed: true` of commands that run as its own user."""
+    from slotserver.containment import Supervised
+
+    without_bubblewrap()
+    Supervised.sandboxed = True
+
+
+@turns_red("bubblewrap.required", "bubblewrap.required-stateful", nomad=True)
+def required_sandbox_ignored(arguments):
+    """A command that must not run without a sandbox is run without one."""
+    from slotserver import tools
+    from slotserver.containment import Supervised
+
+    outside, inside = Supervised(user_per_slot=False), {}
+
+    def check(slot, *, network, required):
+        inside.setdefault(slot.place.slot_id, slot.containment)
+        slot.containment = outside if required else inside[slot.place.slot_id]
+
+    tools._check_containment = check
+
+
+@turns_red("bubblewrap.no-network", nomad=True)
+def network_not_cut(arguments):
+    """`allow_network: false` is taken and ignored."""
+    in_bubblewrap(lambda words, place: [word for word in words if word != "--unshare-net"])

@@ -1,0 +1,111 @@
+"""Slots that reach each other. Each changes how the server locks commands in."""
+
+import os
+import shutil
+
+from defects import turns_red
+
+ALL = ("files-read", "files-written", "tmp", "tmp-own", "processes-seen", "processes-signalled", "environ")
+OPEN = tuple(f"isolation.slot.{name}" for name in ALL)
+"""What a server without any containment leaves open."""
+
+
+def without_bubblewrap():
+    shutil.which = lambda *_: None
+
+
+def in_bubblewrap(change):
+    """Let ``change`` have the words of each bwrap command, and the place it is for."""
+    from slotserver.containment import Bubblewrap
+
+    words = Bubblewrap.argv
+
+    def argv(self, place, command, **options):
+        return change(words(self, place, command, **options), place)
+
+    Bubblewrap.argv = argv
+
+
+def bind(words, kind, place):
+    """Bind the directory of all workspaces where it is outside."""
+    folder = str(place.workspace.parent)
+    end = words.index("--remount-ro")
+    return [*words[:end], "--tmpfs", "/data", kind, folder, folder, *words[end:]]
+
+
+@turns_red("bubblewrap.available", "bubblewrap.used", *OPEN, nomad=True)
+def bubblewrap_is_not_found(arguments):
+    """The server does not find bubblewrap, and runs the commands of all slots as its own user without a word."""
+    without_bubblewrap()
+
+
+@turns_red("isolation.slot.tmp", "isolation.slot.tmp-own", nomad=True)
+def one_tmp_for_all(arguments):
+    """All slots have the same `/tmp`."""
+
+    def change(words, place):
+        common = place.tmp.with_name("common")
+        common.mkdir(exist_ok=True)
+        return [str(common) if word == str(place.tmp) else word for word in words]
+
+    in_bubblewrap(change)
+
+
+@turns_red("isolation.slot.files-read", nomad=True)
+def workspaces_to_be_read(arguments):
+    """Every command finds the workspaces of all slots, read-only, where the server keeps them."""
+    in_bubblewrap(lambda words, place: bind(words, "--ro-bind", place))
+
+
+@turns_red(
+    "isolation.slot.files-written", "isolation.slot.files-read", "bubblewrap.only-workspace-writable", nomad=True
+)
+def workspaces_to_be_written(arguments):
+    """Every command finds the workspaces of all slots, writable, where the server keeps them."""
+    in_bubblewrap(lambda words, place: bind(words, "--bind", place))
+
+
+@turns_red(
+    "isolation.slot.processes-seen",
+    "isolation.slot.processes-signalled",
+    "bubblewrap.private-processes",
+    "bubblewrap.required",
+    "bubblewrap.required-stateful",
+    nomad=True,
+)
+def no_pid_namespace(arguments):
+    """Commands run in bubblewrap without `--unshare-pid`, and see the `/proc` of the container."""
+
+    def change(words, place):
+        words = [word for word in words if word != "--unshare-pid"]
+        at = words.index("--proc")
+        return [*words[:at], "--bind", "/proc", *words[at + 1 :]]
+
+    in_bubblewrap(change)
+
+
+@turns_red("isolation.slot.memory", nomad=True)
+def server_goes_before_its_commands(arguments):
+    """When memory runs out, the kernel ends the server rather than the command that took it."""
+    from slotserver import process
+
+    process._EXPENDABLE = "0"
+    with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
+        score.write("1000")
+
+
+@turns_red("isolation.slot.forks", nomad=True)
+def one_limit_of_processes_for_all(arguments):
+    """The processes of all slots together are limited to what one of them may start."""
+    from slotserver import slots
+    from slotserver.protocol import ToolError
+    from slotserver.supervisor import descendants
+
+    start = slots.Slot.start
+
+    def limited(self, *words, **options):
+        if len(descendants({os.getpid()})) > 100:
+            raise ToolError("The command could not be started: Resource temporarily unavailable")
+        return start(self, *words, **options)
+
+    slots.Slot.start = limited
