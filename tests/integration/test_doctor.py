@@ -1,19 +1,22 @@
 """The doctor on machines on which something is really wrong: here, and on the two nodes of a cluster."""
 
 import contextlib
+import http.server
 import json
 import os
 import shlex
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import requests
 import yaml
-from checkout import ROOT, wait_until
+from checkout import DEAD_ENGINE, ROOT, wait_until
 from nomad_payload import LISTEN, new_id, shell_job
 
 from sifproof import config, deploy, tools
@@ -109,7 +112,7 @@ NO_DEVICES = "mount --bind /dev/fuse /dev/fuse && mount -o remount,bind,nodev /d
 
 def test_a_fuse_device_that_cannot_be_opened():
     found = bad(seen("unshare", "--mount", before=NO_DEVICES))
-    assert found["fuse"].severity == "degrades"
+    assert found["fuse"].severity == "blocks"
     assert "Permission denied" in found["fuse"].what
 
 
@@ -210,6 +213,25 @@ def test_a_cluster_that_does_not_answer_blocks():
     told = doctor(NOMAD_ADDR="http://127.0.0.1:1")
     assert told.returncode == 3, told
     assert "blocks    cluster: Nomad can't be reached" in told.stdout
+
+
+def test_a_run_puts_it_beside_the_failure_that_it_explains(checkout):
+    """Another server has the port; the run says who."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        port = server.server_address[1]
+        box = SANDBOX | {"image": "reference", "cpu": 50, "memory": 64, "port": port}
+        (checkout.root / "port.yaml").write_text(yaml.safe_dump({"sandboxes": {"box": box}, "suites": ["health"]}))
+        outcome = checkout.gate("--configfile", "port.yaml", **DEAD_ENGINE)
+        server.shutdown()
+    assert outcome.exit_code == 3, outcome
+    found = [seen for reason in outcome.verdict["reasons"] for seen in reason["doctor"]]
+    assert {seen["finding"] for seen in found} == {"port"}
+    assert f"Port {port} is taken: process {os.getpid()} " in found[0]["text"]
+    assert f"Port {port} is taken" in outcome.output
+    written = Doctor.model_validate_json((outcome.folder / "doctor.json").read_bytes())
+    (machine,) = written.looks
+    assert machine.seconds < 20
 
 
 # -- a cluster of two nodes, one of which lacks much ---------------------------------------------------------------
@@ -343,7 +365,7 @@ def test_each_node_is_looked_at_as_its_own_client_sees_it(looked):
         "image": "blocks",
         "shared": "blocks",
         "space.alloc": "blocks",
-        "fuse": "degrades",
+        "fuse": "blocks",
         "noexec.alloc": "degrades",
     }
 

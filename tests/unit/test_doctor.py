@@ -168,7 +168,7 @@ def test_a_second_level_that_is_forbidden_degrades():
         ({"program_0_path": None}, {"apptainer": "blocks"}, "no program apptainer"),
         ({"program_0_version": "apptainer version 1.1.9"}, {"apptainer": "blocks"}, "is 1.1.9"),
         ({"program_0_version": "singularity version 3.8.7"}, {"apptainer": "blocks"}, "Singularity 3.8.7"),
-        ({"fuse": "no: cannot open /dev/fuse: Permission denied"}, {"fuse": "degrades"}, "by root"),
+        ({"fuse": "no: cannot open /dev/fuse: Permission denied"}, {"fuse": "blocks"}, "by root"),
         ({"timeout": "no: unrecognized option"}, {"timeout": "blocks"}, "coreutils"),
         ({"cgroup_version": None}, {"cgroups": "degrades"}, "No control groups"),
         ({"cgroup_writable": None}, {"cgroups": "degrades"}, "can't be written by root"),
