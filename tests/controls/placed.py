@@ -29,7 +29,7 @@ from sifproof.image.provenance import SifStore
 from sifproof.image.records import LoadedImage
 from sifproof.image.reference import build_reference_image
 from sifproof.nomad import local, teardown
-from sifproof.records import PlannedSandbox, Verdict
+from sifproof.records import PlannedSandbox, Verdict, write_atomically
 from sifproof.run import Run, new_id
 
 SLOTS = 3
@@ -103,7 +103,7 @@ class House:
         before = config_of_task["args"][-1]
         config_of_task["args"][-1] = line(before)
         change(job)
-        output.write_text(stages.json.dumps(job))
+        write_atomically(output, stages.json.dumps(job))  # who picks a port reads all of them
         with self.cluster.connect(whole.nomad) as client:
             try:
                 endpoints: Endpoints = submit(planned, whole, self.cluster, str(output))

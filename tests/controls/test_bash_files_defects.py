@@ -1,25 +1,32 @@
 """Defects of the server that only the node can tell: a sandbox under Nomad for each."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import defects
 import pytest
 from placed import red, verdicts
 
+from sifproof.records import Verdict
+
 HERE = Path(__file__).parent
 SUITES = ("bash", "files")
 DEFECTS = {n: d for n, d in defects.load().items() if d.nomad and d.red[0].partition(".")[0] in SUITES}
 
 
+def look(house, name: str, image: Path) -> dict[str, Verdict]:
+    """The verdicts of the suite in question on a defect."""
+    settings = {"binds": [f"{HERE}:/planted:ro"], "command": ["python3", "/planted/defects", name]}
+    with house.sandbox(name, image=image, **settings) as server:
+        return verdicts(server, {check.partition(".")[0] for check in DEFECTS[name].red})
+
+
 @pytest.fixture(scope="module")
 def seen(house):
-    """The verdicts of the suite in question on each defect."""
-    found = {}
-    for name, defect in DEFECTS.items():
-        settings = {"binds": [f"{HERE}:/planted:ro"], "command": ["python3", "/planted/defects", name]}
-        with house.sandbox(name, **settings) as server:
-            found[name] = verdicts(server, {check.partition(".")[0] for check in defect.red})
-    return found
+    """What was seen on each defect: all at a time, for most of it is waiting."""
+    image = house.image_file("singularity", "planted")
+    with ThreadPoolExecutor(len(DEFECTS)) as workers:
+        return dict(zip(DEFECTS, workers.map(lambda name: look(house, name, image), DEFECTS), strict=True))
 
 
 @pytest.mark.parametrize("name", DEFECTS)
