@@ -3,14 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
-from shlex import quote
 
 import defects
 import pytest
 import yaml
 from checkout import DEAD_ENGINE, ROOT, wait_until
 
-from sifproof import tools
 from sifproof.checks import registry, teardown
 from sifproof.checks.runner import Context, run_checks
 from sifproof.nomad.ports import claim_block
@@ -21,26 +19,13 @@ from sifproof.nomad.traces import Process
 HERE = Path(__file__).parent
 DEFECTS = defects.load()
 SLOTS = 3
-
-# What a wrapper around apptainer leaves on the node when it starts the server of a sandbox, and what must turn red.
-LEFTOVERS = {
-    # Nomad ends the control groups of a task, where it may make some: what survives a stop has left them.
-    "survivor": (
-        "(for group in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do echo 0 > $group; done;"
-        " exec setsid sleep 600) < /dev/null > /dev/null 2>&1 &",
-        {"teardown.processes"},
-    ),
-    "mount": ('mkdir "$TMPDIR/left" && mount -t tmpfs tmpfs "$TMPDIR/left"', {"teardown.mounts"}),
-}
 # Those of defects/ that are tried in whole runs too. The others: test_server_defects.py.
 IN_WHOLE_RUNS = ["wrong-slot-count", "swallowed-exit-code", "lost-write"]
-EXPECTED = {name: set(DEFECTS[name].red) for name in IN_WHOLE_RUNS} | {
-    name: red for name, (_, red) in LEFTOVERS.items()
-}
+EXPECTED = {name: set(DEFECTS[name].red) for name in IN_WHOLE_RUNS}
 
 
 def planted(defect: str, **settings) -> dict:
-    """A sandbox of the reference image with a defect of ``defects``, or of :data:`LEFTOVERS`."""
+    """A sandbox of the reference image with a defect of ``defects``."""
     return {
         "driver": "singularity",
         "slots": SLOTS,
@@ -52,21 +37,6 @@ def planted(defect: str, **settings) -> dict:
     }
 
 
-@pytest.fixture(scope="module")
-def wrapped_path(tmp_path_factory) -> str:
-    """PATH with an ``apptainer`` in front that leaves things behind."""
-    folder = tmp_path_factory.mktemp("wrapper")
-    real = tools.require("apptainer").path
-    cases = "\n".join(f"*'/planted/defects {name} '*) {line} ;;" for name, (line, _) in LEFTOVERS.items())
-    wrapper = folder / "apptainer"
-    wrapper.write_text(
-        f"#!/bin/sh\nPATH={quote(str(tools.root() / 'bin'))}:$PATH\n"
-        f'case "$*" in\n{cases}\nesac\nexec {quote(str(real))} "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    return f"{folder}:{tools.environment()['PATH']}"
-
-
 def run_with(checkout, sandboxes: dict[str, dict], **environment: str):
     """The outcome of a run of ``sandboxes``."""
     settings = {"sandboxes": sandboxes, "suites": ["health", "bash", "files"]}
@@ -75,9 +45,9 @@ def run_with(checkout, sandboxes: dict[str, dict], **environment: str):
 
 
 @pytest.fixture(scope="module")
-def rejected(checkout, wrapped_path):
+def rejected(checkout):
     """One run, a sandbox for each defect."""
-    return run_with(checkout, {name: planted(name) for name in EXPECTED}, PATH=wrapped_path)
+    return run_with(checkout, {name: planted(name) for name in EXPECTED})
 
 
 @pytest.mark.parametrize("defect", EXPECTED)
@@ -125,7 +95,7 @@ def foreign(checkout, tmp_path_factory):
 
 def test_a_foreign_server_on_the_static_port_is_found_out(foreign):
     assert foreign.exit_code == 3, foreign
-    assert foreign.red("lives-on") == {"health.identity", "teardown.port-closed"}
+    assert foreign.red("lives-on") == {"health.identity", "teardown.port-closed", "teardown.port-reusable"}
     assert "another server answers" in foreign.output
     assert foreign.standing("lives-on")["verdict"] == foreign.standing("crashes")["verdict"] == "infrastructure"
     # Whichever is seen first: that the stranger answers, or that the server has ended.
@@ -163,6 +133,8 @@ GOOD_END = {
         ("teardown.stopped", {"terminal_s": 5.1}, True),
         ("teardown.graceful", {"killed": True, "exit_code": 137}, True),
         ("teardown.processes", {"processes": [Process(pid=7, command="sleep 600", by="environment")]}, True),
+        ("teardown.fuse", {"processes": [Process(pid=7, command="/bin/squashfuse_ll -f x y", by="child")]}, True),
+        ("teardown.port-reusable", {"port_taken": "Address already in use"}, True),
         ("teardown.mounts", {"mounts": ["/left"]}, True),
         ("teardown.mounts", {"containers": ["c0ffee server (running)"]}, True),
         ("teardown.purged", {}, False),
