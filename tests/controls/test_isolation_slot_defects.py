@@ -18,11 +18,6 @@ SERVERS = {name: d.red for name, d in defects.load().items() if d.plant.__module
 OPEN = SERVERS["bubblewrap-is-not-found"]
 
 LINES = {
-    "a-small-disk-for-all": (
-        lambda line: line.replace('--workdir "$NOMAD_ALLOC_DIR/tmp"', "").replace(" /data", " /tmp/data"),
-        ("isolation.slot.disk",),
-        "The workspaces are in the container's `/tmp`, which has 64 MiB without `--workdir`: one slot may fill it.",
-    ),
     "no-dev-full": (
         lambda line: line.replace("--bind /dev/full ", ""),
         OPEN,
@@ -31,9 +26,16 @@ LINES = {
 }
 TASKS = {
     "too-few-processes-for-all": (
-        {"pids_limit": 150},
+        lambda config: config.update(pids_limit=150),
         ("isolation.slot.forks",),
         "The container may have 150 processes (`pids_limit`), and one slot may take all of them.",
+    ),
+    "too-small-a-disk-for-all": (
+        lambda config: config.update(
+            shm_size=48 * 2**20, args=[config["args"][0].replace('"$NOMAD_ALLOC_DIR/data"', "/dev/shm/data")]
+        ),
+        ("isolation.slot.disk",),
+        "The workspaces are in the container's `/dev/shm`, which has 48 MiB, and one slot may fill it.",
     ),
 }
 for _name, (_, _red, _sentence) in (LINES | TASKS).items():
@@ -61,7 +63,7 @@ def test_a_defect_of_the_server(house, name):
 @pytest.mark.parametrize("name", LINES)
 def test_a_defect_of_the_line_that_starts_apptainer(house, name):
     line, expected, _ = LINES[name]
-    with house.sandbox(name, line=line, policy=POLICY, memory=256) as server:
+    with house.sandbox(name, line=line, policy=POLICY) as server:
         found = looked_at(server)
     assert red(found) == set(expected), found
 
@@ -71,7 +73,7 @@ def test_a_defect_of_the_task_in_docker(house, name):
     change, expected, _ = TASKS[name]
 
     def plant(job):
-        job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"] |= change
+        change(job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"])
 
     with house.sandbox(name, driver="docker", nested_sandboxes=True, change=plant, policy=POLICY) as server:
         found = looked_at(server)

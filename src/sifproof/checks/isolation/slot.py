@@ -25,7 +25,7 @@ _TAKEN_UP_WITHIN_S = 10.0
 _LEAD_S = 0.1
 _WAITS_S = _HOLD_S + _LEAD_S
 
-_NOW = "read at rest < /proc/uptime; echo @$at"
+_NOW = "{ read at rest < /proc/uptime; echo @$at; }"
 """Prints a time by the node's one clock, to 10 ms, on a line of its own."""
 
 NO_NAMESPACES = (
