@@ -108,8 +108,8 @@ def checks_page() -> str:
         "Generated from the registry by `python -m sifproof.reference_pages`; `sifproof checks` lists the same, and",
         "`sifproof checks ID` says all about one. Ids are stable.\n",
         "Each runs on every allocation of every sandbox whose driver it applies to. A run is accepted where all",
-        "that is *required* passed; what is *advisory* is run and reported. The config can say otherwise for each sandbox:",
-        "[policy, waivers and limits](../how-to/policy.md).\n",
+        "that is *required* passed; what is *advisory* is run and reported. The config can say otherwise for each",
+        "sandbox: [policy, waivers and limits](../how-to/policy.md).\n",
     ]
     suite = ""
     for check in registry.load().values():

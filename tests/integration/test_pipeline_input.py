@@ -45,6 +45,49 @@ CASES = {
         ["sandboxes.b.port", "12345", "sandboxes.a", "auto"],
     ),
     "no such suite": ({}, ["suites=health,speed"], 2, ["suites", "'speed'", "files"]),
+    "policy that names no check": (
+        sandboxes(a={"policy": {"advisory": ["bash.outptu"]}}),
+        [],
+        2,
+        [
+            "bad.yaml, line 6: sandboxes.a.policy.advisory.0",
+            "'bash.outptu' names no check",
+            "bash.output",
+            "bash.stderr",
+        ],
+    ),
+    "policy on the command line": (
+        {},
+        ["sandboxes={a: {driver: singularity, policy: {off: [health.ready]}}}"],
+        2,
+        ["--config: sandboxes.a.policy.off.0", "all other checks rest on health.ready"],
+    ),
+    "waiver without a day": (
+        sandboxes(a={"waivers": [{"check": "bash.output", "reason": "so"}]}),
+        [],
+        2,
+        ["bad.yaml, line 5: sandboxes.a.waivers.0.until: is missing", "2027-01-31"],
+    ),
+    "waiver with a wrong day": (
+        # What YAML takes for a day, and is none.
+        "sandboxes:\n  a:\n    driver: singularity\n    waivers:\n"
+        "      - {check: bash.output, reason: so, until: 2027-02-30}\n",
+        [],
+        2,
+        ["bad.yaml, line 5: '2027-02-30' is no day", "2027-01-31"],
+    ),
+    "limit with a wrong unit": (
+        sandboxes(a={"limits": {"performance.exec-p95": "2 MB"}}),
+        [],
+        2,
+        ["bad.yaml, line 5: sandboxes.a.limits.performance.exec-p95", "'2 MB' is no limit", "`ms`, `s`, `min`"],
+    ),
+    "limit on what is not measured": (
+        sandboxes(a={"limits": {"bash.output": "2 s"}}),
+        [],
+        2,
+        ["bad.yaml, line 5:", "bash.output takes no limit", "performance.exec-p95"],
+    ),
     "no such image": ({}, ["singularity_image=missing.sif"], 2, ["missing.sif", "docker-archive:"]),
     "no such layout": ({}, ["driver=singularity", "image=oci:missing"], 2, ["oci:missing"]),
     "no SIF": ({}, ["singularity_image=text.sif"], 2, ["text.sif", "SIF"]),
@@ -74,11 +117,33 @@ def test_is_refused_before_anything_is_done(checkout, case):
     settings, words, exit_code, said = CASES[case]
     arguments = ["--config", *words] if words else []
     if settings:
-        (checkout.root / "bad.yaml").write_text(yaml.safe_dump(settings))
+        text = settings if isinstance(settings, str) else yaml.safe_dump(settings)
+        (checkout.root / "bad.yaml").write_text(text)
         arguments += ["--configfile", "bad.yaml"]
     outcome = refused(checkout, *arguments)
     assert outcome.exit_code == exit_code, outcome
     assert [word for word in said if word not in outcome.output] == [], outcome.output
+
+
+@pytest.mark.parametrize("case", ["policy that names no check", "limit with a wrong unit"])
+def test_plain_snakemake_refuses_the_same(checkout, case):
+    settings, _, _, said = CASES[case]
+    (checkout.root / "bad.yaml").write_text(yaml.safe_dump(settings))
+    outcome = checkout.snakemake("--cores", "1", "--configfile", "bad.yaml")
+    assert outcome.exit_code != 0
+    assert [word for word in said if word not in outcome.output] == [], outcome.output
+
+
+def test_a_default_config_that_is_wrong(checkout):
+    path = checkout.root / "config" / "config.yaml"
+    usual = path.read_text()
+    path.write_text(usual.replace("    slots: 5\n", "    waivers: [{check: a, reason: b, until: 2027-02-30}]\n", 1))
+    try:
+        outcome = refused(checkout)
+    finally:
+        path.write_text(usual)
+    assert outcome.exit_code == 2, outcome
+    assert "config/config.yaml, line 8: '2027-02-30' is no day" in outcome.output
 
 
 def test_a_cluster_that_does_not_answer(checkout):
