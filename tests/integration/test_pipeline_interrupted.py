@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from checkout import DEAD_ENGINE, FEW, GONE_S, Checkout, descendants
+from checkout import DEAD_ENGINE, FEW, GONE_S, Checkout, descendants, wait_until
 
 from sifproof.image.reference import build_reference_image
 from sifproof.report.write import REPORTS
@@ -17,6 +17,7 @@ STAGES = {
     "agent": "agent.log",
     "submit": "singularity.submit.log",
     "suites": "singularity.bash.log",
+    "resilience": "singularity.resilience.log",
     "teardown": "singularity.teardown.log",
 }
 
@@ -43,6 +44,7 @@ WAYS = [
     (terminate, "suites"),
     (kill, "convert"),
     (kill, "suites"),
+    (kill, "resilience"),
     (kill_snakemake, "agent"),
     (kill_snakemake, "suites"),
 ]
@@ -59,8 +61,13 @@ def checkout(tmp_path_factory):
     return Checkout(tmp_path_factory.mktemp("interrupted"))
 
 
-def start(checkout, image):
-    return checkout.start("--config", "driver=singularity", FEW, f"image={image}", **DEAD_ENGINE)
+def start(checkout, image, suites=FEW):
+    return checkout.start("--config", "driver=singularity", suites, f"image={image}", **DEAD_ENGINE)
+
+
+def second_client_has_a_task(checkout):
+    """Whether there is a second client beside the run's agent, and a sandbox on it: nobody but the run knows them."""
+    return any(checkout.root.glob(".tools/agents/*/second-*/alloc/*/server"))
 
 
 def scratch(pids):
@@ -77,9 +84,11 @@ def test_leaves_nothing(checkout, image, way, stage):
         for name in REPORTS:
             (folder / name).write_text(f"{name} of yesterday")
 
-    started = start(checkout, image)
+    started = start(checkout, image, "suites=resilience" if stage == "resilience" else FEW)
     try:
         started.reached(STAGES[stage])
+        if stage == "resilience":
+            wait_until(lambda: second_client_has_a_task(checkout), 60)
         pids = descendants(started.keeper.pid)
         way(started)
         outcome = started.wait(GONE_S)
