@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from sifproof.checks.policy import amount
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
 from sifproof.checks.server import Server
 from sifproof.deploy import WATCHED_S
@@ -35,7 +36,7 @@ _CALLERS = 32
     unit="s",
 )
 def submit_to_healthy(server: Server) -> Finding:
-    return measured(_healthy(server), "from submission to the first healthy answer, by the clock of this machine")
+    return _phase(_healthy(server), "from submission to the first healthy answer, by the clock of this machine")
 
 
 @check(
@@ -47,7 +48,7 @@ def submit_to_healthy(server: Server) -> Finding:
     unit="s",
 )
 def place(server: Server) -> Finding:
-    return measured(_placed(server), "from the job's SubmitTime to the allocation's CreateTime, by Nomad's servers")
+    return _phase(_placed(server), "from the job's SubmitTime to the allocation's CreateTime, by Nomad's servers")
 
 
 @check(
@@ -59,7 +60,7 @@ def place(server: Server) -> Finding:
     unit="s",
 )
 def start(server: Server) -> Finding:
-    return measured(_started(server), "from the task's event Received to Started, by the node")
+    return _phase(_started(server), "from the task's event Received to Started, by the node")
 
 
 @check(
@@ -78,7 +79,7 @@ def ready(server: Server) -> Finding:
         raise NotMeasured(
             f"{placing:.3f} s to place and {starting:.3f} s to start are more than the whole {whole:.3f} s"
         )
-    return measured(rest, f"what {placing:.3f} s to place and {starting:.3f} s to start leave of {whole:.3f} s")
+    return _phase(rest, f"are what {placing:.3f} s to place and {starting:.3f} s to start leave of {whole:.3f} s")
 
 
 @check(
@@ -136,7 +137,12 @@ def throughput(server: Server) -> Finding:
         return expect(False, f"{len(failed)} of {len(cold) + len(warm)} calls failed: {failed[0]}")
     if len(warm) < _FEWEST:
         raise NotMeasured(f"only {len(warm)} calls ended in {seconds:.1f} s: too few to tell")
-    return measured(len(warm) / seconds, f"{len(warm)} calls of {len(slots)} slots, {callers} at a time")
+    saw = f"{len(warm)} calls of {len(slots)} slots in {seconds:.2f} s, {callers} at a time"
+    return measured(len(warm) / seconds, saw)
+
+
+def _phase(seconds: float, which: str) -> Finding:
+    return measured(seconds, f"{amount(seconds, 's')} {which}")
 
 
 def _idle(server: Server) -> list[int]:
