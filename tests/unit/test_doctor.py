@@ -1,9 +1,12 @@
 """What facts mean: recorded answers of machines of several kinds, and what is said of each."""
 
+import fnmatch
+
 import pytest
 from report_samples import ALLOCATION, fault, plan, planned, record, verdict, verdicts
 
 from sifproof import config
+from sifproof.checks import registry
 from sifproof.doctor.facts import OK, parse
 from sifproof.doctor.findings import Case, Finding, Image, judge, needs_userns
 from sifproof.doctor.look import Questions
@@ -242,6 +245,27 @@ def test_a_machine_that_only_makes_the_images_is_not_judged_as_a_node():
 @pytest.mark.parametrize("answer", ["", "\0\1\2", "end=ok=\nport.x=1\nport.99999=2\nprogram.7.plain=ok\nuid=x\n" * 9])
 def test_an_answer_that_makes_no_sense_is_no_error(answer):
     assert "told" in bad(case(parse(answer)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        NO_NAMESPACES | {"program_0_plain": OK},
+        {"program_0_path": None},
+        {"fuse": "no: x"},
+        {"timeout": "no: x"},
+        {"cgroup_version": None},
+        {"alloc_free__kb": "1"},
+        {"alloc_exec": "no: x"},
+        {"image_0": "no: x"},
+        {"port_0_held": "00000000 0 1 x"},
+        {"time": "1"},
+    ],
+)
+def test_each_pattern_of_checks_names_some(changes):
+    for found in judge(case(facts(**changes))):
+        for pattern in found.checks:
+            assert fnmatch.filter(registry.load(), pattern), (found.id, pattern)
 
 
 def test_what_is_asked_comes_from_the_config():

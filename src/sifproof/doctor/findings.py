@@ -393,7 +393,7 @@ def cgroups(case: Case) -> Iterator[Finding]:
         "is bounded by the node alone.",
         mend=mend,
         sandboxes=list(wanted),
-        checks=["isolation.slot.*memory*", "isolation.slot.*fork*", "isolation.slot.*process*", "teardown.processes"],
+        checks=["isolation.slot.memory", "isolation.slot.forks", "teardown.processes"],
         words=r"cgroup|out of memory|oom",
     )
 
@@ -410,7 +410,7 @@ def places(case: Case) -> Iterator[Finding]:
 def _allocations(alloc: Place) -> Iterator[Finding]:
     where = f"the folder of allocations ({alloc.path})"
     free = alloc.free_kb
-    checks = ["files.*", "artifacts.*", "storage.*", "persistence.*", "bash.*"]
+    checks = ["files.*", "artifacts.*", "storage.*", "persistence.*", "isolation.slot.disk", "resilience.*"]
     if alloc.write not in (None, OK):
         yield Finding(
             id="space.alloc",
@@ -434,7 +434,7 @@ def _allocations(alloc: Place) -> Iterator[Finding]:
     elif free is not None:
         text = f"{_size(free)} are free in {where}, {alloc.type or 'type unknown'}"
         yield Finding(id="space.alloc", severity="fine", what=text)
-    yield from _noexec("alloc", alloc, f"Programs in {where} can't be started", checks)
+    yield from _noexec("alloc", alloc, f"Programs in {where} can't be started", ["bash.*", "storage.*"])
 
 
 def _noexec(name: str, place: Place, what: str, checks: list[str]) -> Iterator[Finding]:
