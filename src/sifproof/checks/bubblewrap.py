@@ -49,18 +49,30 @@ def available(server: Server) -> Finding:
 
 @check(
     "bubblewrap.used",
-    f"A plain `bash` call runs in a sandbox: `metadata.sandboxed` is true and its directory is `{WORKSPACE}`.",
+    "A plain `bash` call runs in a sandbox, and says so: `metadata.sandboxed` is true.",
     why="bubblewrap that is there and not used protects nobody.",
     todo="Look at what the server falls back to, and why; its log may say.",
     advisory={"docker": DEFAULT_PROFILE},
     given_by=GIVEN_BY,
 )
 def used(server: Server) -> Finding:
+    result = _call(server, ":")
+    return expect(result.success and _claims(result), _said(result))
+
+
+@check(
+    "bubblewrap.workspace",
+    f"A command that is said to be sandboxed starts in `{WORKSPACE}`.",
+    why="Agents are told that path, and write it into files and commands.",
+    todo=f"Bind the slot's workspace at `{WORKSPACE}`, and start commands there.",
+)
+def workspace(server: Server) -> Finding:
     result = _call(server, "pwd")
-    return expect(result.success and _claims(result) and result.output.strip() == WORKSPACE, _said(result))
+    _only_where_claimed(result)
+    return expect(result.success and result.output.strip() == WORKSPACE, _said(result))
 
 
-_SERVER = "grep -ls '[-]-data-dir' /proc/[0-9]*/cmdline"
+_SERVER = "command -v grep >/dev/null || exit 127; grep -ls '[-]-data-dir' /proc/[0-9]*/cmdline"
 """Prints the processes that were started as the job starts the server; grep(1) itself is none of them."""
 
 
@@ -139,14 +151,14 @@ def required_stateful(server: Server) -> Finding:
 
 def _kept_or_refused(server: Server, tool: str, flag: str) -> Finding:
     name = nonce()
-    arguments: dict[str, Any] = {"command": f"echo ran > {name}; {_SERVER}; pwd", flag: True}
+    arguments: dict[str, Any] = {"command": f"echo ran > {name}; {_SERVER}; :", flag: True}
     result = server.client.execute(server.slot(), tool, arguments)
     ran = _call(server, f"rm {name}").success
     if not ran:
         return expect(not result.success and bool(result.error), f"refused: {_said(result)}")
     seen = [word for word in result.output.split() if word.startswith("/proc/")]
     return expect(
-        result.success and _claims(result) and not seen and WORKSPACE in result.output.split(),
+        result.success and _claims(result) and not seen,
         f"it ran: {_said(result)}" + (f"; it sees the server as {', '.join(seen)}" if seen else ""),
     )
 

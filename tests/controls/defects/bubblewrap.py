@@ -19,7 +19,7 @@ async def sandbox_not_told(path, call, go):
     return answer
 
 
-@turns_red("bubblewrap.used", nomad=True)
+@turns_red("bubblewrap.workspace", nomad=True)
 async def directory_of_the_server(path, call, go):
     """Commands start in the directory that the server knows their workspace by, not in `/workspace`."""
     if is_call(call, "bash") and call["args"]["command"] == "pwd":
@@ -30,7 +30,7 @@ async def directory_of_the_server(path, call, go):
 @turns_red(
     "bubblewrap.private-processes",
     "bubblewrap.only-workspace-writable",
-    "bubblewrap.used",
+    "bubblewrap.workspace",
     "bubblewrap.required",
     "bubblewrap.required-stateful",
     *OPEN,

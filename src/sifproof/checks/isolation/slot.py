@@ -32,6 +32,9 @@ NO_NAMESPACES = (
     "the slots of a container in Docker's default profile can be kept apart by their users alone, not by namespaces; "
     "`nested_sandboxes: true` gives them namespaces"
 )
+_NEEDED = "for tool in cat grep head ls sleep tail wc; do command -v $tool >/dev/null || exit 127; done"
+"""A check that lacks its tools in the image must not pass for it."""
+
 GIVEN_BY = ("nested_sandboxes", "privileged")
 """Settings of a docker sandbox with which bubblewrap works inside."""
 
@@ -70,7 +73,7 @@ def _beside(server: Server, keep: str, attempt: str, *, after: str = ":") -> _Se
         with ThreadPoolExecutor(1) as caller:
             holding = caller.submit(server.bash, hold)
             _await_taken_up(server, holding)
-            tried = server.bash(f"sleep {_LEAD_S}\n{_NOW}\n{attempt}\n{_NOW}", slot=1)
+            tried = server.bash(f"{_NEEDED}\nsleep {_LEAD_S}\n{_NOW}\n{attempt}\n{_NOW}", slot=1)
             held = holding.result()
         kept, attempted = _times(held), _times(tried)
         if not held.success:  # it was ended, perhaps by the other
@@ -133,16 +136,15 @@ def files_read(server: Server) -> Finding:
                     tools.append(f"read_file {asked}")
 
     try:
-        seen = _beside(server, f"echo {secret} > {name}", f"({attempt}) 2>/dev/null")
+        seen = _beside(server, f"echo {secret} > {name}", f"({attempt}) 2>/dev/null", after=f"cat {name}")
         by_tools()
     finally:
         server.bash(f"rm -f {name}")
         server.bash(f"rm -f {link}", slot=1)
     reached = [line for line in _lines(seen.tried) if line.startswith("by ") or secret in line]
-    return expect(
-        seen.held.success and not reached and not tools,
-        "; ".join([*reached, *tools]) or f"not to be had by {len(ways)} ways" if seen.held.success else seen,
-    )
+    if secret not in _lines(seen.held):
+        raise NotMeasured(f"slot 0 could not keep the file: {seen.held}")
+    return expect(not reached and not tools, "; ".join([*reached, *tools]) or f"not to be had by {len(ways)} ways")
 
 
 @check(
@@ -244,6 +246,16 @@ def _process(word: str) -> str:
 _ITS_END = 'if kill -0 $child; then echo alive; fi; kill $child; wait $child 2>/dev/null; echo "end $?"'
 
 
+def _look_for_process(server: Server, file: str) -> _Seen:
+    """What slot 1 finds in ``file`` of every process, while one of slot 0 has a word there that slot 0 finds itself."""
+    word = nonce()
+    look = f"grep -ls {_unsaid(word)} /proc/[0-9]*/{file}"
+    seen = _beside(server, _process(word), look, after=f"{look} >/dev/null && echo found; {_ITS_END}")
+    if seen.held.success and "found" not in _lines(seen.held):
+        raise NotMeasured(f"slot 0 does not find its own process in this way: {seen.held}")
+    return seen
+
+
 @check(
     "isolation.slot.processes-seen",
     "A command of one slot does not see the processes of another.",
@@ -254,8 +266,7 @@ _ITS_END = 'if kill -0 $child; then echo alive; fi; kill $child; wait $child 2>/
     waits_s=_WAITS_S,
 )
 def processes_seen(server: Server) -> Finding:
-    word = nonce()
-    seen = _beside(server, _process(word), f"grep -ls {_unsaid(word)} /proc/[0-9]*/cmdline", after=_ITS_END)
+    seen = _look_for_process(server, "cmdline")
     found = _lines(seen.tried)
     return expect(
         seen.held.success and not found,
@@ -291,8 +302,7 @@ def processes_signalled(server: Server) -> Finding:
     waits_s=_WAITS_S,
 )
 def environ(server: Server) -> Finding:
-    word = nonce()
-    seen = _beside(server, _process(word), f"grep -ls {_unsaid(word)} /proc/[0-9]*/environ", after=_ITS_END)
+    seen = _look_for_process(server, "environ")
     found = _lines(seen.tried)
     return expect(
         seen.held.success and not found,
@@ -338,7 +348,7 @@ def _greedy(
     server.slot(1)
     for seconds in (_PEAK_S, _LONG_PEAK_S):
         outcome = _Greed()
-        command = f"{take}\n{_NOW}\nsleep {seconds}\n{_NOW}\n{give_back}"
+        command = f"{_NEEDED}\n{take}\n{_NOW}\nsleep {seconds}\n{_NOW}\n{give_back}"
         times: list[float] = []
         with ThreadPoolExecutor(1) as caller:
             taking = caller.submit(server.bash, command, timeout_s=within_s + seconds)
@@ -362,6 +372,8 @@ def _greedy(
                 outcome.greedy = taking.result()
             except SifproofError as error:
                 outcome.trouble.append(f"slot 0: {error}")
+        if outcome.greedy and outcome.greedy.exit_code == 127:
+            raise NotMeasured(f"the image lacks a tool that this takes: {outcome.greedy}")
         if outcome.trouble or outcome.greedy is None or not outcome.greedy.success:
             return outcome
         height = _times(outcome.greedy)
