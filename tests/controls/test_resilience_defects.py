@@ -1,16 +1,20 @@
 """Restarts, kills and full disks, of sandboxes that lose their data, don't come back, or don't say so."""
 
+import json
 from pathlib import Path
 
 import defects
 import pytest
+import requests
 from catalogue import control
 from placed import red, verdicts
 
 from sifproof.checks import registry, resilience
+from sifproof.nomad.client import connect
 
 HERE = Path(__file__).parent
 SUITES = ("persistence", "resilience")
+SMALLEST = ["submit-job", "read-job", "list-jobs", "read-logs", "read-fs"]
 # Each takes a second or more of its own: tried on the defects that might concern it.
 APART = ("resilience.stopped", "resilience.port-taken", "resilience.disk-full", "resilience.agent")
 SERVERS = {name: d.red for name, d in defects.load().items() if d.red[0].partition(".")[0] in SUITES}
@@ -87,3 +91,25 @@ def test_all_green_without_a_defect(house, driver):
         assert {check: verdict.message for check, verdict in found.items() if verdict.verdict != "pass"} == {}
         # Later stages find the server as it was.
         assert server.client.health()["status"] == "ok"
+
+
+def test_what_the_smallest_token_does_not_allow(house):
+    """On a cluster that others use too, with no right to restart tasks: told as what it is, and blamed on nobody."""
+    with house.sandbox("few-rights", policy={"off": ["resilience.[!a]*"]}) as server:
+        placed = server.placed
+        headers = {"X-Nomad-Token": (Path(placed.cluster.directory) / "token").read_text()}
+        rules = {"Name": "small", "Rules": f'namespace "default" {{ capabilities = {json.dumps(SMALLEST)} }}'}
+        url = f"{placed.cluster.address}/v1/acl"
+        requests.post(f"{url}/policy/small", json=rules, headers=headers, timeout=20).raise_for_status()
+        wanted = {"Name": "small", "Type": "client", "Policies": ["small"]}
+        made = requests.post(f"{url}/token", json=wanted, headers=headers, timeout=20).json()
+        placed.cluster = placed.cluster.model_copy(update={"local": False})
+        with connect(placed.cluster.address, token=made["SecretID"], environment={}) as placed.nomad:
+            found = verdicts(server, SUITES)
+    assert found["persistence.in-allocation"].verdict == "pass"
+    for check in ("persistence.restart", "persistence.after-restart"):
+        assert found[check].verdict == "not-measured" and found[check].required
+        assert "lacks `alloc-lifecycle`" in found[check].message
+    agent = found["resilience.agent"]
+    assert (agent.verdict, agent.required) == ("not-measured", False)
+    assert "nobody kills agents that others use" in agent.message
