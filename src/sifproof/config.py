@@ -154,6 +154,12 @@ class Sandbox(Section):
         "profiles, and its server gets CAP_SYS_ADMIN, with which it could reach the node; commands in bubblewrap get "
         "no capability. The clients must allow `sys_admin` (`allow_caps`). singularity: works without",
     )
+    read_only: bool = Field(
+        default=False,
+        description="docker: a read-only root file system, so that no command changes what the next one runs. It costs "
+        "a server that writes into its image, and what lies in `/tmp`, `/var/tmp` and `/run` is in memory that counts "
+        "against `memory`. singularity: always so",
+    )
     datacenter: str = Field(default="dc1", min_length=1, description="Nomad datacenter to place in")
     command: list[str] = Field(
         default=["python3", "/app/sandbox_server.py"],

@@ -72,6 +72,7 @@ def render_job(
             sandbox.datacenter,
             sandbox.driver,
             nested_sandboxes=sandbox.nested_sandboxes,
+            read_only=sandbox.read_only,
             command=sandbox.command,
             workdir=sandbox.workdir,
             binds=sandbox.binds,

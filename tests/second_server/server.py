@@ -26,7 +26,13 @@ MOST_OUTPUT = 50_000
 MOST_FILE = 100_000
 MOST_BODY = 64_000_000
 MOST_PROCESSES = 256
-MOST_MEMORY_KIB = 1 << 20
+MOST_MEMORY_KIB = 1 << 16
+
+
+LIMITED = f"""echo 1000 > /proc/self/oom_score_adj
+ulimit -u {MOST_PROCESSES} -d {MOST_MEMORY_KIB}
+exec bash "$0"
+"""
 
 
 class RefusedError(Exception):
@@ -72,16 +78,19 @@ class Tools:
         command = text_of(args, "command")
         if "\0" in command:
             raise RefusedError(200, "the command holds a NUL")
+        # Entry by entry, so that there may be a /workspace beside them.
+        bound = [word for path in sorted(Path("/").iterdir()) for word in ("--ro-bind-try", str(path), str(path))]
         boxed = [
             "bwrap", "--die-with-parent", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts",
             *([] if args.get("allow_network", True) else ["--unshare-net"]),
-            "--ro-bind", "/", "/", "--tmpfs", str(self.data), "--dev", "/dev", "--proc", "/proc",
-            "--tmpfs", "/tmp", "--tmpfs", "/var/tmp", "--tmpfs", "/run", "--dir", "/tmp/workspace",
-            "--bind", str(slot.folder), "/tmp/workspace", "--chdir", "/tmp/workspace",
+            *bound, "--tmpfs", str(self.data), "--dev", "/dev", "--proc", "/proc",
+            "--ro-bind", "/proc/sys", "/proc/sys",
+            "--tmpfs", "/tmp", "--tmpfs", "/var/tmp", "--tmpfs", "/run",
+            "--bind", str(slot.folder), "/workspace", "--chdir", "/workspace",
             "--clearenv", "--setenv", "PATH", os.environ["PATH"], "--setenv", "LANG", "C.UTF-8",
-            "--setenv", "HOME", "/tmp/workspace", "--new-session", "--cap-drop", "ALL",
+            "--setenv", "HOME", "/workspace", "--remount-ro", "/", "--new-session", "--cap-drop", "ALL",
             # No slot can take the machine from the others; and a command may be longer than one argument can be.
-            "bash", "-c", f'ulimit -u {MOST_PROCESSES} -d {MOST_MEMORY_KIB}; exec bash "$0"', "/dev/fd/{}",
+            "bash", "-c", LIMITED, "/dev/fd/{}",
         ]  # fmt: skip
         script = os.memfd_create("command")
         os.write(script, command.encode("utf-8", "surrogatepass"))

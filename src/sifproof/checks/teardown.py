@@ -46,7 +46,7 @@ def port_closed(ended: Ended) -> Finding:
     "teardown.port-reusable",
     "When Nomad says that the allocation has ended, another server can listen on its port.",
     why="Nomad gives a static port to the next job at once, which ends when it can't have it.",
-    todo="See what holds that port of that node (`ss -tnap`), and if nothing does, what has a socket without listening.",
+    todo="See what holds that port of that node (`ss -tnap`), and if nothing does, what has a mute socket there.",
 )
 def port_reusable(ended: Ended) -> Finding:
     if ended.allocation.port_untried:

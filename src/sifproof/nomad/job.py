@@ -32,6 +32,12 @@ CHANGED = " is not the image that was converted, whose sha256 is "
 # leave them out as `docker run --security-opt systempaths=unconfined` does; CAP_SYS_ADMIN lets the server mount one.
 NESTED = {"cap_add": ["sys_admin"], "security_opt": ["seccomp=unconfined", "apparmor=unconfined"]}
 
+# Everybody's programs expect these three to be writable; what lies in them is gone with the container.
+READ_ONLY = {
+    "readonly_rootfs": True,
+    "mount": [{"type": "tmpfs", "target": target} for target in ("/tmp", "/var/tmp", "/run")],  # noqa: S108
+}
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NANOSECONDS = 1_000_000_000
@@ -175,6 +181,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
     singularity_image: str | None = None,
     *,
     nested_sandboxes: bool = False,
+    read_only: bool = False,
     command: Sequence[str] = COMMAND,
     workdir: str = "/app",
     binds: Sequence[str] = (),
@@ -209,6 +216,8 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
         ``docker`` only: Apptainer gives no rights that its user lacks.
     ``nested_sandboxes``
         ``docker`` only: let bubblewrap work in the container; see :data:`NESTED`.
+    ``read_only``
+        ``docker`` only: a read-only root file system; see :data:`READ_ONLY`.
     ``binds``
         further paths of the node, ``/on/the/node:/in/the/container[:ro]``.
     ``environment``
@@ -286,6 +295,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
                 "ports": [PORT_LABEL],
                 "privileged": privileged,
                 **(NESTED if nested_sandboxes else {}),
+                **(READ_ONLY if read_only else {}),
                 **({"volumes": [_literal(b) for b in binds]} if binds else {}),
             },
             "Env": environment,

@@ -55,6 +55,13 @@ def failure(error: str) -> dict:
     return {"success": False, "output": "", "error": error, "metadata": {}}
 
 
+def refusal(status: int, **answer: Any):
+    """An answer with a status of its own: ``answer``, or what the server says where it refuses."""
+    from aiohttp import web
+
+    return web.json_response(answer or {"success": False, "error": "refused"}, status=status)
+
+
 def load() -> dict[str, Defect]:
     """Every defect by its name."""
     for module in pkgutil.iter_modules(__path__):

@@ -42,7 +42,7 @@ def main() -> None:
 
             try:
                 body = json.loads(await request.read() or b"{}")
-            except ValueError:
+            except (ValueError, RecursionError):
                 return await handler(request)
             if not isinstance(body, dict) and not plants_anything:
                 return await handler(request)

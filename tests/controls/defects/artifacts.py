@@ -1,0 +1,188 @@
+"""``/artifacts``."""
+
+import base64
+import gzip
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+from defects import refusal, turns_red
+
+
+def is_read(path, answer):
+    return path == "/artifacts/read" and answer.get("success")
+
+
+@turns_red("artifacts.read-text")
+async def file_size_in_characters(path, call, go):
+    """The size of a text file is given in characters, not in bytes."""
+    answer = await go(call)
+    if is_read(path, answer) and answer["encoding"] == "text" and not answer["truncated"]:
+        answer |= {"bytes": len(answer["content"]), "file_size": len(answer["content"])}
+    return answer
+
+
+@turns_red("artifacts.read-base64")
+async def every_file_is_text(path, call, go):
+    """A file is read as text, and what is no text is lost, before it is put into base64."""
+    answer = await go(call)
+    if is_read(path, answer) and answer["encoding"] == "base64":
+        text = base64.b64decode(answer["content"]).decode(errors="replace")
+        answer["content"] = base64.b64encode(text.encode()).decode()
+    return answer
+
+
+@turns_red("artifacts.read-no-text")
+async def bytes_end_in_an_error(path, call, go):
+    """A file that is no UTF-8, asked for as text, is an internal error."""
+    answer = await go(call)
+    if is_read(path, answer) and "\ufffd" in answer["content"]:
+        return refusal(500)
+    return answer
+
+
+@turns_red("artifacts.sha256")
+async def hash_of_what_is_sent(path, call, go):
+    """The checksum is that of the text that is sent, not of the file's bytes."""
+    answer = await go(call)
+    if is_read(path, answer) and answer["sha256"]:
+        answer["sha256"] = hashlib.sha256(answer["content"].encode()).hexdigest()
+    return answer
+
+
+@turns_red("artifacts.truncated")
+async def cut_without_a_word(path, call, go):
+    """A file larger than asked for is cut, and not marked as cut."""
+    answer = await go(call)
+    return answer | {"truncated": False} if is_read(path, answer) else answer
+
+
+@turns_red("artifacts.list")
+async def times_in_milliseconds(path, call, go):
+    """A list gives the files' times in milliseconds, as if they were of the distant future."""
+    answer = await go(call)
+    for entry in answer.get("entries", ()):
+        entry["mtime"] *= 1000
+    return answer
+
+
+@turns_red("artifacts.list-recursive")
+async def not_all_the_way_down(path, call, go):
+    """A recursive list ends at the third level."""
+    answer = await go(call)
+    if path == "/artifacts/list" and "entries" in answer:
+        answer["entries"] = [entry for entry in answer["entries"] if entry["path"].count("/") < 3]
+    return answer
+
+
+@turns_red("artifacts.list-recursive")
+async def walks_through_links(path, call, go):
+    """A recursive list follows a link out of the workspace."""
+    answer = await go(call)
+    for entry in list(answer.get("entries", ())):
+        if call.get("recursive") and entry["path"].endswith("/out"):
+            answer["entries"] += [entry | {"path": f"{entry['path']}/{file.name}"} for file in Path("/etc").iterdir()]
+    return answer
+
+
+@turns_red("artifacts.list-limit")
+async def short_list_without_a_word(path, call, go):
+    """A list that was cut at its limit is not marked as cut."""
+    answer = await go(call)
+    return answer | {"truncated": False} if "entries" in answer else answer
+
+
+def repacked(answer, change):
+    """An archive of the members that ``change`` lets through."""
+    packed = io.BytesIO()
+    data = io.BytesIO(gzip.decompress(base64.b64decode(answer["content"])))
+    with tarfile.open(fileobj=data) as old, tarfile.open(fileobj=packed, mode="w:gz") as new:
+        for member in old:
+            if change(member):
+                new.addfile(member, old.extractfile(member) if member.isreg() else None)
+    content = packed.getvalue()
+    return answer | {"content": base64.b64encode(content).decode(), "bytes": len(content)}
+
+
+@turns_red("artifacts.archive")
+async def archive_without_modes(path, call, go):
+    """An archive has lost which files can be executed."""
+
+    def change(member):
+        member.mode &= 0o666
+        return True
+
+    answer = await go(call)
+    return repacked(answer, change) if "entry_count" in answer else answer
+
+
+@turns_red("artifacts.archive")
+async def archive_without_empty_directories(path, call, go):
+    """An archive holds files and links only."""
+    answer = await go(call)
+    return repacked(answer, lambda member: not member.isdir()) if "entry_count" in answer else answer
+
+
+@turns_red("artifacts.outside")
+async def reads_through_links(path, call, go):
+    """A file is read through a link to a directory out of the workspace."""
+    if path == "/artifacts/read" and str(call.get("path")).endswith("/folder/passwd"):
+        content = Path("/etc/passwd").read_text()
+        return {
+            **{"success": True, "content": content, "encoding": "text", "truncated": False, "bytes": len(content)},
+            **{"file_size": len(content), "path": call["path"], "mime": "text/plain", "sha256": None},
+        }
+    return await go(call)
+
+
+@turns_red("artifacts.outside")
+async def archives_what_lies_beside(path, call, go):
+    """An archive of a path out of the workspace is answered as if the path were empty."""
+    if path == "/artifacts/archive" and call.get("path") == "..":
+        return await go(call | {"path": "."} | {"max_entries": 10_000})
+    return await go(call)
+
+
+@turns_red("artifacts.unknown-slot")
+async def unknown_slot_is_a_bad_request(path, call, go):
+    """Artifacts of an unknown slot are answered with 400, as if the request could not be read."""
+    answer = await go(call)
+    if path.startswith("/artifacts/") and "Unknown slot" in str(answer.get("error")):
+        return refusal(400)
+    return answer
+
+
+@turns_red("artifacts.missing")
+async def missing_directory_is_empty(path, call, go):
+    """A directory that is not there is listed as an empty one."""
+    answer = await go(call)
+    if path == "/artifacts/list" and "No such file" in str(answer.get("error")):
+        return refusal(200, success=True, entries=[], truncated=False)
+    return answer
+
+
+@turns_red("artifacts.wrong-kind")
+async def directory_is_an_empty_artifact(path, call, go):
+    """A directory is read as if it were an empty file."""
+    answer = await go(call)
+    if path == "/artifacts/read" and "Not a file" in str(answer.get("error")):
+        empty = {"content": "", "encoding": "text", "truncated": False, "bytes": 0, "file_size": 0, "sha256": None}
+        return refusal(200, success=True, path=call["path"], mime="inode/directory", **empty)
+    return answer
+
+
+@turns_red("artifacts.wrong-encoding")
+async def any_encoding_is_text(path, call, go):
+    """An encoding that it does not know is taken for text."""
+    if path == "/artifacts/read" and isinstance(call.get("encoding"), str) and call["encoding"] != "base64":
+        call["encoding"] = "text"
+    return await go(call)
+
+
+@turns_red("artifacts.archive-limit")
+async def archive_without_limits(path, call, go):
+    """An archive is made whatever limits the request gives."""
+    if path == "/artifacts/archive":
+        call = {key: value for key, value in call.items() if not key.startswith("max_")}
+    return await go(call)

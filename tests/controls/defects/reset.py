@@ -1,0 +1,60 @@
+"""``/reset``."""
+
+from defects import failure, turns_red
+
+
+@turns_red("reset.empties")
+async def hidden_files_stay(path, call, go):
+    """A reset leaves hidden files."""
+    if path != "/reset" or call.get("slot_id") != "slot_0":
+        return await go(call)
+
+    async def bash(command):
+        return (await go(call | {"tool": "bash", "args": {"command": command}}, "/execute"))["success"]
+
+    there = await bash("test -e .dot")
+    answer = await go(call)
+    if there:
+        await bash(": > .dot")
+    return answer
+
+
+@turns_red("reset.only-that-slot")
+async def all_slots_reset(path, call, go):
+    """A reset of the first slot empties the second one too."""
+    if path == "/reset" and call.get("slot_id") == "slot_0":
+        await go({"slot_id": "slot_1"})
+    return await go(call)
+
+
+@turns_red("reset.processes")
+def shell_survives_the_reset(arguments):
+    """A reset leaves the shell of `bash_stateful` alone, with all that runs in it."""
+    from slotserver.slots import Slot
+
+    reset = Slot.reset
+
+    async def without_the_shell(self):
+        shell, self.shell = self.shell, None
+        try:
+            return await reset(self)
+        finally:
+            self.shell = shell
+
+    Slot.reset = without_the_shell
+
+
+JUST_RESET: set[str] = set()
+
+
+@turns_red("reset.again")
+async def empty_slot_is_no_slot(path, call, go):
+    """A reset of a slot that was just reset fails."""
+    slot = str(call.get("slot_id"))
+    if path != "/reset":
+        JUST_RESET.discard(slot)
+    elif slot in JUST_RESET:
+        return failure("No such directory") | {"execution_id": None}
+    else:
+        JUST_RESET.add(slot)
+    return await go(call)

@@ -1,0 +1,333 @@
+"""Sandboxes whose job or node lets something of the node in: each way in turns its own checks red, and no other.
+
+Commands in bubblewrap see little of their container, whatever that sees of the node. So some of these have none: a
+server without it is what many images bring.
+"""
+
+import contextlib
+import json
+import os
+import pwd
+import socket
+import stat
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import requests
+from catalogue import control
+from checkout import ROOT
+
+from sifproof.checks import registry
+from sifproof.checks.isolation.planted import Said, planted
+from sifproof.checks.registry import NotMeasured
+from sifproof.checks.runner import Context, run_checks
+from sifproof.checks.server import Server
+from sifproof.errors import SifproofError
+from sifproof.records import Verdict
+
+HOST = "isolation.host."
+CHECKS = [check for check in registry.of_suite("isolation") if check.id.startswith(HOST)]
+FOLDERS = ("home", "workdir", "tmp", "var-tmp", "dev-shm", "allocations", "nomad-data")
+SUPERVISOR = ROOT / "sandbox" / "slotserver" / "supervisor.py"
+
+
+def bind(*binds: str) -> Callable[[str], str]:
+    """Apptainer gets these, from a file system of the node or of the test (``{made}``)."""
+    return lambda line: line.replace(
+        "--bind /dev/full", " ".join(["--bind /dev/full", *(f"--bind {b}" for b in binds)])
+    )
+
+
+def without(*flags: str) -> Callable[[str], str]:
+    def change(line: str) -> str:
+        for flag in flags:
+            assert flag in line
+            line = line.replace(flag, "")
+        return line
+
+    return change
+
+
+def one_user(line: str) -> str:
+    """A server that runs the commands of all slots as itself, without bubblewrap."""
+    return line.replace("--slots", "--one-user --slots")
+
+
+def docker(**settings: object) -> Callable[[dict], None]:
+    return lambda job: job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"].update(settings)
+
+
+def as_user(line: str) -> str:
+    """Apptainer is started by an ordinary user, where the Nomad client runs as root."""
+    before, program, after = line.replace(" --userns", "").partition("apptainer -q exec")
+    return f"{before}unshare --mount {{made}}/as-nobody {program}{after}"
+
+
+AS_NOBODY = """#!/bin/sh
+set -e
+mount --bind {made}/fuse /dev/fuse
+chown nobody "$TMPDIR" "${{TMPDIR%/tmp}}/data"
+exec setpriv --reuid=nobody --regid=nogroup --clear-groups --bounding-set=-all --no-new-privs "$@"
+"""
+NO_BUBBLEWRAP = bind("/bin/false:/usr/bin/bwrap")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sandbox with something changed, and the checks that it turns red, without their common beginning."""
+
+    sentence: str
+    red: set[str]
+    lines: tuple[Callable[[str], str], ...] = ()
+    change: Callable[[dict], None] = lambda job: None
+    driver: str = "singularity"
+    settings: dict = field(default_factory=dict)
+
+
+CASES = {
+    "no-containall": Case(
+        "Apptainer starts without `--containall`, in an image without bubblewrap.",
+        {*FOLDERS, "directories", "processes", "signals", "ipc", "devices", "kernel-settings"},
+        (without(" --containall"), NO_BUBBLEWRAP),
+    ),
+    "no-containall-but-bubblewrap": Case(
+        "Apptainer starts without `--containall`, and bubblewrap alone is in the way.",
+        {"home", "var-tmp"},
+        (without(" --containall"),),
+    ),
+    "users-home": Case(
+        "The home directory of the Nomad client's user is bound, under another name.",
+        {"home"},
+        (bind("{home}:/somewhere:ro"),),
+    ),
+    "working-directory": Case(
+        "The working directory of the task is bound.", {"workdir"}, (bind('"$NOMAD_ALLOC_DIR/../server:/task"'),)
+    ),
+    "temporary-directories": Case(
+        "The node's directories for temporary files are bound, all but what is the agent's.",
+        {"tmp", "var-tmp", "dev-shm"},
+        (bind("/tmp:/somewhere/tmp:ro", "{made}/empty:/somewhere{top}", "/var/tmp:/elsewhere", "/dev/shm:/memory:ro"),),
+    ),
+    "all-allocations": Case(
+        "The directory above the allocation's own is bound.",
+        {"allocations", "workdir"},
+        (bind('"$NOMAD_ALLOC_DIR/../..:/allocations:ro"'),),
+    ),
+    "nomad-data": Case(
+        "The client's data directory is bound.",
+        {"allocations", "workdir", "nomad-data"},
+        (bind('"$NOMAD_ALLOC_DIR/../../..:/nomad:ro"'),),
+    ),
+    "whole-node": Case(
+        "The node's root is bound.",
+        {*FOLDERS, "directories", "processes"},
+        (bind("/:/host"),),
+    ),
+    "programs-of-the-node": Case("The node's `/usr` is bound.", {"directories"}, (bind("/usr:/node-usr:ro"),)),
+    "agents-environment": Case(
+        "The command of the task begins without `env -i`.",
+        {"environment"},
+        (lambda line: line.replace("exec env -i ", "exec env "),),
+    ),
+    "engines-socket": Case(
+        "The socket of the node's container engine is bound.",
+        {"container-engine"},
+        (bind("{made}/docker.sock:/srv/docker.sock"),),
+    ),
+    "root-without-bubblewrap": Case(
+        "The Nomad client runs as root, and so do commands, in an image without bubblewrap.",
+        {"kernel-settings"},
+        (NO_BUBBLEWRAP,),
+    ),
+    "writable-root": Case(
+        "Apptainer starts with `--writable-tmpfs`, as an ordinary user, in an image without bubblewrap.",
+        {"root-filesystem"},
+        (as_user, NO_BUBBLEWRAP, lambda line: line.replace("--containall", "--containall --writable-tmpfs")),
+    ),
+    "processes-of-the-node": Case(
+        "Apptainer starts with `--contain` in place of `--containall`, as an ordinary user, without bubblewrap.",
+        {"processes", "ipc"},
+        (as_user, NO_BUBBLEWRAP, lambda line: line.replace("--containall", "--contain")),
+    ),
+    "dockers-pid-mode": Case(
+        "The container shares the node's process ids.", {"processes"}, (), docker(pid_mode="host"), "docker"
+    ),
+    "dockers-ipc-mode": Case(
+        "The container shares the node's memory.", {"ipc", "dev-shm"}, (), docker(ipc_mode="host"), "docker"
+    ),
+    "dockers-privileges": Case(
+        "The container is privileged, and commands run as its root.",
+        {"capabilities", "devices", "kernel-settings", "root-filesystem"},
+        (one_user,),
+        docker(privileged=True, volumes=["/bin/false:/usr/bin/bwrap:ro"]),
+        "docker",
+    ),
+    "new-privileges": Case(
+        "Commands of slots may gain privileges by set-uid programs of the image.",
+        {"setuid"},
+        (),
+        docker(volumes=["{made}/supervisor.py:/app/slotserver/supervisor.py:ro"]),
+        "docker",
+    ),
+}
+HEALTHY = {
+    "healthy": Case("", set()),
+    "healthy-docker": Case("", set(), driver="docker"),
+    # An ordinary user needs no bubblewrap to be kept from the kernel's settings.
+    "healthy-user": Case("", set(), (as_user, NO_BUBBLEWRAP)),
+    # Commands that run as root have nothing of the root file system to write.
+    "healthy-read-only": Case("", set(), (one_user,), driver="docker", settings={"read_only": True}),
+}
+
+for _name, _case in CASES.items():
+    control(
+        f"host-{_name}",
+        "server" if _name == "new-privileges" else "job",
+        *(f"{HOST}{check}" for check in sorted(_case.red)),
+        sentence=_case.sentence,
+    )
+control(
+    "host-anonymous-may-read",
+    "node",
+    f"{HOST}nomad-api",
+    sentence="Nomad's access control is on, and lets anonymous read.",
+)
+
+
+def host_verdicts(server: Server) -> dict[str, Verdict]:
+    found = run_checks(CHECKS, server, Context(server.placed.run, "box", server.driver))
+    return {verdict.check.removeprefix(HOST): verdict for verdict in found}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """What jobs bind."""
+    folder = tmp_path_factory.mktemp("made")
+    folder.chmod(0o755)
+    (folder / "empty").mkdir()
+    text = SUPERVISOR.read_text()
+    assert "prctl(PR_SET_NO_NEW_PRIVS, 1)" in text
+    (folder / "supervisor.py").write_text(text.replace("prctl(PR_SET_NO_NEW_PRIVS, 1)", "pass"))
+    # An ordinary user's Apptainer mounts by /dev/fuse.
+    fuse = folder / "fuse"
+    os.mknod(fuse, stat.S_IFCHR | 0o666, Path("/dev/fuse").stat().st_rdev)
+    fuse.chmod(0o666)
+    (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder))
+    (folder / "as-nobody").chmod(0o755)
+    where = Path.cwd()
+    os.chdir(folder)  # the name of a socket has 107 characters at most
+    try:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind("docker.sock")
+    finally:
+        os.chdir(where)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(house, made):
+    """The verdicts on each case: several at a time, for most of it is waiting."""
+    top = Path("/", *house.folder.resolve().parts[1:3])
+    for folder in Path(house.cluster.directory, "data/alloc/-").parents:
+        if folder.stat().st_mode & 0o111 == 0o100:
+            folder.chmod(0o711)  # to another user's Apptainer its own directory must not be closed
+    names = {
+        "{made}": str(made),
+        "{home}": pwd.getpwuid(os.geteuid()).pw_dir,
+        # What of the node's /tmp the agent's own directories are in: hidden, for they have checks of their own.
+        "{top}": str(top) if top.is_relative_to("/tmp") else "/tmp/nothing",
+    }
+
+    def filled(text: str) -> str:
+        for name, value in names.items():
+            text = text.replace(name, value)
+        return text
+
+    def look(name: str, case: Case) -> dict[str, Verdict]:
+        def line(text: str) -> str:
+            for change in case.lines:
+                text = change(text)
+            return filled(text)
+
+        def change(job: dict) -> None:
+            case.change(job)
+            filled_job = json.loads(filled(json.dumps(job)))
+            job.update(filled_job)
+
+        with house.sandbox(name, driver=case.driver, line=line, change=change, **case.settings) as server:
+            return host_verdicts(server)
+
+    with ThreadPoolExecutor(3) as workers:
+        yield {name: workers.submit(look, name, case) for name, case in (HEALTHY | CASES).items()}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_all_green_without_a_defect(seen, name):
+    found = seen[name].result()
+    assert len(found) == len(CHECKS)
+    assert {check: verdict for check, verdict in found.items() if verdict.verdict != "pass"} == {}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_let_in_turns_its_own_checks_red(seen, name):
+    found = seen[name].result()
+    assert {check for check, verdict in found.items() if verdict.verdict != "pass"} == CASES[name].red, found
+    assert {verdict.verdict for verdict in found.values()} == {"pass", "fail"}
+
+
+def test_no_value_of_the_environment_is_told(seen):
+    message = seen["agents-environment"].result()["environment"].message
+    assert "SIFPROOF_PLANTED" in message
+    assert "planted-" not in message
+
+
+class Closed:
+    """A node that runs no scripts, as one without raw_exec."""
+
+    @contextlib.contextmanager
+    def hold(self, script, **_):
+        raise SifproofError("Nomad places no script there", why="missing drivers")
+        yield
+
+
+def test_an_open_api_and_a_node_that_runs_no_scripts(house, seen):
+    for verdicts in seen.values():
+        verdicts.result()
+    token = (Path(house.cluster.directory) / "token").read_text()
+    policy = f"{house.cluster.address}/v1/acl/policy/anonymous"
+    rules = {"Name": "anonymous", "Rules": 'namespace "default" { policy = "read" }'}
+    with house.sandbox("open") as server:
+        requests.put(policy, json=rules, headers={"X-Nomad-Token": token}, timeout=10).raise_for_status()
+        try:
+            server.placed.__dict__["node"] = Closed()
+            found = host_verdicts(server)
+        finally:
+            requests.delete(policy, headers={"X-Nomad-Token": token}, timeout=10).raise_for_status()
+    assert {check for check, verdict in found.items() if verdict.verdict == "fail"} == {"nomad-api"}
+    assert "GET /v1/jobs" in found["nomad-api"].message
+    blind = {check for check, verdict in found.items() if verdict.verdict == "not-measured"}
+    assert blind == {*FOLDERS, "directories", "environment", "processes", "signals", "ipc"}
+    assert all("missing drivers" in found[check].message for check in blind)
+
+
+def test_nothing_stays(house, seen):
+    """What was planted for whom is gone: on the node and in the workspaces."""
+    for verdicts in seen.values():
+        verdicts.result()
+    with house.sandbox("clean") as server:
+        there = planted(server)
+        folders = {Path(line.partition(" ")[2]).parent for line in there.node["place"]}
+        folders.add(Path(there.node.one("workspace")))
+        assert len(folders) == len(FOLDERS) + 2
+        assert [str(path) for folder in folders for path in folder.glob(".sifproof-*")] == []
+        assert there.hex not in "".join(
+            path.read_text() for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK)
+        )
+
+
+def test_a_script_that_does_not_come_to_its_end_has_seen_nothing():
+    with pytest.raises(NotMeasured, match="who did not come to its end: 'seen"):
+        Said("seen\tthis", "end", "who")
