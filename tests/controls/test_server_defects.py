@@ -98,7 +98,7 @@ def seen(tmp_path_factory):
     """The verdicts on each defect: several at a time, for most of it is waiting."""
     block = claim_block()
     ports = iter(range(block.first, block.first + 100))
-    with ThreadPoolExecutor(6) as workers:
+    with ThreadPoolExecutor(4) as workers:
         yield {
             name: workers.submit(
                 look,

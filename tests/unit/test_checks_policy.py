@@ -30,7 +30,11 @@ CATALOGUE = {
         made("health.slots"),
         made("bash.output"),
         made("bash.exit-code"),
-        made("isolation.slot.kill", advisory={"docker": "needs a privileged container"}),
+        made(
+            "isolation.slot.kill",
+            advisory={"docker": "needs a privileged container"},
+            given_by=("nested_sandboxes", "privileged"),
+        ),
         made("isolation.slot.tmp"),
         made("image.sif", drivers=("singularity",)),
         made("performance.exec-p95", unit="s"),
@@ -54,6 +58,14 @@ def sandbox(driver: str = "singularity", **settings: Any) -> config.Sandbox:
 def levels(driver: str = "singularity", **lists: list[str]) -> dict[str, str]:
     chosen = config.Policy.model_validate(lists)
     return {check.id: policy.level(check, driver, chosen)[0] for check in CATALOGUE.values()}
+
+
+def test_a_setting_that_gives_what_the_driver_does_not_makes_it_required() -> None:
+    planned = {
+        given: policy.plan_checks(sandbox("docker", nested_sandboxes=given), ["isolation"])["advisory"]
+        for given in (False, True)
+    }
+    assert planned == {False: {"isolation.slot.kill": "needs a privileged container"}, True: {}}
 
 
 def refusal(text: str, tmp_path: Path) -> str:

@@ -261,6 +261,16 @@ def test_docker_port_is_dynamic_outside(port, inside):
     assert task(job)["Config"]["force_pull"] is False
 
 
+def test_nested_sandboxes_take_a_capability_and_two_profiles():
+    plain, nested = (
+        task(create_sandbox_job("j", "image:1", driver="docker", nested_sandboxes=given))["Config"]
+        for given in (False, True)
+    )
+    assert nested.pop("cap_add") == ["sys_admin"]
+    assert nested.pop("security_opt") == ["seccomp=unconfined", "apparmor=unconfined"]
+    assert nested == plain
+
+
 def test_a_job_is_set_up_for_a_quick_verdict():
     job = singularity(count=3, cpu=700, memory=900, datacenter="east", kill_timeout_s=2.5)["Job"]
     (group,) = job["TaskGroups"]

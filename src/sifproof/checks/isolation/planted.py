@@ -104,15 +104,24 @@ def _checksum(salt: str, value: str) -> str:
     return hashlib.sha256(salt.encode() + kept).hexdigest()
 
 
-_planted: dict[int, Planted] = {}
+_planted: dict[int, Planted | SifproofError | NotMeasured] = {}
 
 
 def planted(server: Server) -> Planted:
-    """What was planted for ``server``, and seen: done at the first call, and remembered until its suite is over."""
+    """What was planted for ``server``, and seen: done at the first call, and remembered until its suite is over.
+
+    Raises what the slot's look around raised, each time.
+    """
     if id(server) not in _planted:
         server.keep.callback(_planted.pop, id(server), None)
-        _planted[id(server)] = _plant(server)
-    return _planted[id(server)]
+        try:
+            _planted[id(server)] = _plant(server)
+        except (SifproofError, NotMeasured) as error:
+            _planted[id(server)] = error
+    found = _planted[id(server)]
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _plant(server: Server) -> Planted:
@@ -138,10 +147,15 @@ def _plant(server: Server) -> Planted:
             after = Said(looked, "end", "the script that looks for the sandbox's marks on the node")
     except (SifproofError, NotMeasured) as error:
         nothing = str(error)
-    if inside is None:
-        inside = _look_around(server, hex, None)
-    with contextlib.suppress(SifproofError):
-        server.bash(scripts.clear(hex, inside["wrote"]))
+    try:
+        if inside is None:
+            inside = _look_around(server, hex, None)
+    finally:
+        places = [place.partition("/")[1:] for place in node["place"]] if node else []
+        folders = ["".join(path).rpartition("/")[0] for path in places]
+        folders += [path.rpartition("/")[0] for path in inside["wrote"]] if inside else []
+        with contextlib.suppress(SifproofError):
+            server.bash(scripts.clear(hex, folders))
     return Planted(inside, node, after, nothing, hex, _look_at_environment(server))
 
 

@@ -53,7 +53,7 @@ plant() {
     else say closed "$1 $2"
     fi
 }
-uproot() { rm -f "$2/.$mark-$1"; }
+uproot() { rm -f "$2/.$mark-$1" "$2/.$mark-inside"; }
 clear() {
     trap '' TERM
     kill $process $sleeping 2>/dev/null
@@ -356,14 +356,13 @@ say end ''
 _CLEAR = r"""
 IFS='
 '
-for file in $wrote; do rm -f "$file"; done
-rm -f ".sifproof-$hex-inside"
+for folder in . /tmp /var/tmp /dev/shm /root $HOME $folders; do rm -f "$folder/.sifproof-$hex-inside" 2>/dev/null; done
 """
 
 
-def clear(hex: str, wrote: Iterable[str]) -> str:
-    """What removes in a slot the marks that :func:`look` left."""
-    return _with({"hex": hex, "wrote": "\n".join(wrote)}, _CLEAR)
+def clear(hex: str, folders: Iterable[str]) -> str:
+    """What removes in a slot the marks that :func:`look` left, wherever it may have written some."""
+    return _with({"hex": hex, "folders": "\n".join(dict.fromkeys(folders))}, _CLEAR)
 
 
 _ASK = r"""
