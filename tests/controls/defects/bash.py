@@ -11,6 +11,7 @@ from pathlib import Path
 from defects import failure, is_call, turns_red
 
 BUSY: dict[str, int] = {}
+RUNNING: set[str] = set()
 LEFT: set[asyncio.Task] = set()
 STREAMS = "\n[stderr]\n"
 IN_BACKGROUND = re.compile("&$", re.MULTILINE)
@@ -262,19 +263,15 @@ async def one_at_a_time(path, call, go):
 @turns_red("bash.serial")
 async def two_tools_in_one_slot(path, call, go):
     """A slot has no lock: a command that finds it busy runs all the same."""
-    if is_call(call, "bash") and call["slot_id"] == "slot_0":
-        (first, *_) = (await go({}, "/slots"))["slots"]
-        if first["state"] == "executing":
-            call["slot_id"] = "slot_1"
-    return await go(call)
-
-
-@turns_red("bash.leaks", nomad=True)
-async def a_descriptor_for_each_call(path, call, go):
-    """Each command leaves an open file behind in the server."""
-    if is_call(call, "bash"):
-        os.open(os.devnull, os.O_RDONLY)
-    return await go(call)
+    if not is_call(call, "bash") or call["slot_id"] != "slot_0":
+        return await go(call)
+    if RUNNING:
+        return await go(call | {"slot_id": "slot_1"})
+    RUNNING.add("slot_0")
+    try:
+        return await go(call)
+    finally:
+        RUNNING.clear()
 
 
 CALLS = itertools.count()
