@@ -161,6 +161,13 @@ NOT_RESTARTING = ("Not Restarting", "Policy allows no restarts", {})
             "allow_privileged",
             Fault.INFRASTRUCTURE,
         ),
+        (
+            [("Driver Failure", "driver does not allow the following capabilities: sys_admin", {}), NOT_RESTARTING],
+            "",
+            "could not start",
+            "allow_caps",
+            Fault.INFRASTRUCTURE,
+        ),
         ([("Driver Failure", "Failed to pull `x:latest`", {})], "", "Failed to pull", "latest", Fault.INFRASTRUCTURE),
         (
             [("Driver Failure", "Bind for 10.0.0.1:80: port is already allocated", {})],
