@@ -66,10 +66,18 @@ def as_user(line: str) -> str:
     return f"{before}unshare --mount {{made}}/as-nobody {program}{after}"
 
 
+# In a mount name space of its own: FUSE for all, as it is wherever ordinary users run containers, and the way to the
+# allocation's directory, which the tests' folder for temporary files closes.
 AS_NOBODY = """#!/bin/sh
 set -e
+allocation=${{TMPDIR%/alloc/tmp}}
+chown nobody "$TMPDIR" "$allocation/alloc/data"
 mount --bind {made}/fuse /dev/fuse
-chown nobody "$TMPDIR" "${{TMPDIR%/tmp}}/data"
+mount --bind "$allocation" /mnt
+mount -t tmpfs -o mode=755 tmpfs {top}
+mkdir -p "$allocation"
+mount --bind /mnt "$allocation"
+cd "$allocation/server"
 exec setpriv --reuid=nobody --regid=nogroup --clear-groups --bounding-set=-all --no-new-privs "$@"
 """
 NO_BUBBLEWRAP = bind("/bin/false:/usr/bin/bwrap")
@@ -155,8 +163,13 @@ CASES = {
     "dockers-pid-mode": Case(
         "The container shares the node's process ids.", {"processes"}, (), docker(pid_mode="host"), "docker"
     ),
+    # As root: a user of a slot of the container above would find the memory through this one's processes.
     "dockers-ipc-mode": Case(
-        "The container shares the node's memory.", {"ipc", "dev-shm"}, (), docker(ipc_mode="host"), "docker"
+        "The container shares the node's memory, and commands run as its root.",
+        {"ipc", "dev-shm", "root-filesystem"},
+        (one_user,),
+        docker(ipc_mode="host"),
+        "docker",
     ),
     "dockers-privileges": Case(
         "The container is privileged, and commands run as its root.",
@@ -202,8 +215,13 @@ def host_verdicts(server: Server) -> dict[str, Verdict]:
     return {verdict.check.removeprefix(HOST): verdict for verdict in found}
 
 
+def top_of(house) -> Path:
+    """The folder below ``/tmp`` that all of the house is in."""
+    return Path("/", *house.folder.resolve().parts[1:3])
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(house, tmp_path_factory) -> Path:
     """What jobs bind."""
     folder = tmp_path_factory.mktemp("made")
     folder.chmod(0o755)
@@ -211,11 +229,10 @@ def made(tmp_path_factory) -> Path:
     text = SUPERVISOR.read_text()
     assert "prctl(PR_SET_NO_NEW_PRIVS, 1)" in text
     (folder / "supervisor.py").write_text(text.replace("prctl(PR_SET_NO_NEW_PRIVS, 1)", "pass"))
-    # An ordinary user's Apptainer mounts by /dev/fuse.
     fuse = folder / "fuse"
     os.mknod(fuse, stat.S_IFCHR | 0o666, Path("/dev/fuse").stat().st_rdev)
     fuse.chmod(0o666)
-    (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder))
+    (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder, top=top_of(house)))
     (folder / "as-nobody").chmod(0o755)
     where = Path.cwd()
     os.chdir(folder)  # the name of a socket has 107 characters at most
@@ -230,10 +247,7 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def seen(house, made):
     """The verdicts on each case: several at a time, for most of it is waiting."""
-    top = Path("/", *house.folder.resolve().parts[1:3])
-    for folder in Path(house.cluster.directory, "data/alloc/-").parents:
-        if folder.stat().st_mode & 0o111 == 0o100:
-            folder.chmod(0o711)  # to another user's Apptainer its own directory must not be closed
+    top = top_of(house)
     names = {
         "{made}": str(made),
         "{home}": pwd.getpwuid(os.geteuid()).pw_dir,

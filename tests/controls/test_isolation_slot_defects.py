@@ -52,12 +52,16 @@ def looked_at(server, suites=SUITES) -> dict:
     return {check: v for check, v in verdicts(server, suites).items() if not check.startswith("isolation.host.")}
 
 
+def messages(found) -> list[str]:
+    return [f"{v.verdict} {check}: {v.message}" for check, v in found.items() if v.verdict != "pass"]
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_defect_of_the_server(house, name):
     settings = {"binds": [f"{HERE}:/planted:ro"], "command": ["python3", "/planted/defects", name]}
     with house.sandbox(name, policy=POLICY, **settings) as server:
         found = looked_at(server, {check.partition(".")[0] for check in SERVERS[name]})
-    assert red(found) == set(SERVERS[name]), found
+    assert red(found) == set(SERVERS[name]), messages(found)
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -65,7 +69,7 @@ def test_a_defect_of_the_line_that_starts_apptainer(house, name):
     line, expected, _ = LINES[name]
     with house.sandbox(name, line=line, policy=POLICY) as server:
         found = looked_at(server)
-    assert red(found) == set(expected), found
+    assert red(found) == set(expected), messages(found)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -77,7 +81,7 @@ def test_a_defect_of_the_task_in_docker(house, name):
 
     with house.sandbox(name, driver="docker", nested_sandboxes=True, change=plant, policy=POLICY) as server:
         found = looked_at(server)
-    assert red(found) == set(expected), found
+    assert red(found) == set(expected), messages(found)
 
 
 def test_in_docker_all_is_green_and_required_with_nested_sandboxes(house):

@@ -24,7 +24,7 @@ from sifproof.sandbox.client import SandboxClient
 SLOTS = 3
 HEALTHY = "none"
 DEFECTS = {name: defect for name, defect in defects.load().items() if not defect.nomad}
-SUITES = ("health", "bash", "files")
+SUITES = ("health", "bash", "files", "artifacts", "batch", "reset", "protocol")
 
 
 @contextlib.contextmanager

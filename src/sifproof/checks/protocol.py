@@ -322,6 +322,7 @@ def _send(server: Server, head: str, body: bytes, *, reset: bool = False) -> soc
     "and nothing is done of a request that did not come whole.",
     why="Clients are killed, and networks fail.",
     todo="Look at what becomes of a request whose body does not come, and of the connection.",
+    waits_s=0.1,
 )
 def hang_up_sending(server: Server) -> Finding:
     name = nonce()
