@@ -274,6 +274,14 @@ async def two_tools_in_one_slot(path, call, go):
         RUNNING.clear()
 
 
+@turns_red("bash.leaks", nomad=True)
+async def a_descriptor_for_each_call(path, call, go):
+    """Each command leaves an open file behind in the server."""
+    if is_call(call, "bash"):
+        os.open(os.devnull, os.O_RDONLY)
+    return await go(call)
+
+
 CALLS = itertools.count()
 
 
