@@ -375,12 +375,12 @@ def slots_own_files(server: Server) -> Finding:
     )
 
 
-_SPAN = "read a b < /proc/uptime; sleep {seconds}; read c d < /proc/uptime; echo $a $c"
+SPAN = "read a b < /proc/uptime; sleep {seconds}; read c d < /proc/uptime; echo $a $c"
 """Prints when the command began and ended, by the node's one clock, to 10 ms."""
 
 
-def _span(result: Result) -> tuple[float, float]:
-    """Begin and end that a :data:`_SPAN` command printed; (inf, -inf), which overlaps nothing, where it failed."""
+def span(result: Result) -> tuple[float, float]:
+    """Begin and end that a :data:`SPAN` command printed; (inf, -inf), which overlaps nothing, where it failed."""
     words = result.output.split()
     try:
         return float(words[0]), float(words[1])
@@ -400,10 +400,10 @@ def parallel(server: Server) -> Finding:
     saw = ""
     # Intervals taken inside the commands, not a wall clock outside: a loaded node can only make the first look fail.
     for seconds in (0.3, 3.0):
-        command = _SPAN.format(seconds=seconds)
+        command = SPAN.format(seconds=seconds)
         with ThreadPoolExecutor(server.slots) as callers:
             results = list(callers.map(lambda index: server.bash(command, slot=index), range(server.slots)))  # noqa: B023
-        spans = [_span(result) for result in results]
+        spans = [span(result) for result in results]
         together = max(begin for begin, _ in spans) < min(end for _, end in spans)
         saw = f"{server.slots} commands of {seconds} s, begun and ended at (s): " + ", ".join(
             f"{begin:.2f}-{end:.2f}" for begin, end in spans
@@ -421,10 +421,10 @@ def parallel(server: Server) -> Finding:
     waits_s=0.6,
 )
 def serial(server: Server) -> Finding:
-    command = _SPAN.format(seconds=0.2)
+    command = SPAN.format(seconds=0.2)
     with ThreadPoolExecutor(3) as callers:
         results = list(callers.map(lambda _: server.bash(command), range(3)))
-    spans = sorted(_span(result) for result in results)
+    spans = sorted(span(result) for result in results)
     apart = all(begin < end for begin, end in spans) and all(end <= begin for (_, end), (begin, _) in pairwise(spans))
     return expect(
         apart,

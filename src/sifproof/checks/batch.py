@@ -6,8 +6,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from sifproof.checks.bash import _SPAN as SPAN
-from sifproof.checks.bash import _span as span
+from sifproof.checks.bash import SPAN, span
 from sifproof.checks.registry import Finding, check, expect
 from sifproof.checks.server import Server, nonce
 
