@@ -215,11 +215,6 @@ def host_verdicts(server: Server) -> dict[str, Verdict]:
     return {verdict.check.removeprefix(HOST): verdict for verdict in found}
 
 
-def top_of(house) -> Path:
-    """The folder below ``/tmp`` that all of the house is in."""
-    return Path("/", *house.folder.resolve().parts[1:3])
-
-
 @pytest.fixture(scope="module")
 def made(house, tmp_path_factory) -> Path:
     """What jobs bind."""
@@ -232,7 +227,7 @@ def made(house, tmp_path_factory) -> Path:
     fuse = folder / "fuse"
     os.mknod(fuse, stat.S_IFCHR | 0o666, Path("/dev/fuse").stat().st_rdev)
     fuse.chmod(0o666)
-    (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder, top=top_of(house)))
+    (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder, top=house.folder.parents[1]))
     (folder / "as-nobody").chmod(0o755)
     where = Path.cwd()
     os.chdir(folder)  # the name of a socket has 107 characters at most
@@ -247,7 +242,7 @@ def made(house, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def seen(house, made):
     """The verdicts on each case: several at a time, for most of it is waiting."""
-    top = top_of(house)
+    top = Path("/", *house.folder.resolve().parts[1:3])
     names = {
         "{made}": str(made),
         "{home}": pwd.getpwuid(os.geteuid()).pw_dir,
