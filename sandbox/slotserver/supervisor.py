@@ -17,6 +17,7 @@ import ctypes
 import os
 import signal
 import sys
+import warnings  # noqa: F401 (os.execvp imports it, as a user who may be unable to read Python's own files)
 
 TYPE_CHECKING = False  # importing it from typing would be a sixth of its start
 if TYPE_CHECKING:
