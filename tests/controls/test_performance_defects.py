@@ -95,7 +95,8 @@ def test_slow_calls(house, few):
     with house.sandbox("slow-calls", command=["python3", "-c", SLOW_CALLS], limits=limits) as server:
         found = verdicts(server, ["performance"])
     assert red(found) == set(CALLS.red), found
-    assert found["performance.exec-p95"].value >= found["performance.exec-p50"].value >= 0.03
+    # Each takes samples of its own.
+    assert min(found["performance.exec-p95"].value, found["performance.exec-p50"].value) >= 0.03
     assert found["performance.throughput"].value <= server.slots / 0.03
 
 

@@ -77,7 +77,7 @@ def gate():
     wrapper = home / "leaves-behind" / "apptainer"
     wrapper.write_text(
         f"#!/bin/sh\nPATH={quote(str(tools.root() / 'bin'))}:$PATH\n"
-        'case "$*" in *" exec "*) setsid sleep 600 < /dev/null > /dev/null 2>&1 & ;; esac\n'
+        'case "$*" in *"/sandbox_server.py "*) setsid sleep 600 < /dev/null > /dev/null 2>&1 & ;; esac\n'
         f'exec {quote(str(tools.require("apptainer").path))} "$@"\n'
     )
     wrapper.chmod(0o755)

@@ -157,10 +157,11 @@ def _docker_line(*, command: Sequence[str], slots: int, lifetime_s: float, kill_
 set -- {server}
 if command -v timeout >/dev/null; then exec timeout -k {grace} {lifetime} "$@"; fi
 if ! command -v sleep >/dev/null; then exec "$@"; fi
-"$@" & server=$!
-late=
-trap 'kill -TERM $server' TERM INT
+server= told= late=
+trap 'told=1; if [ "$server" ]; then kill -TERM $server; fi' TERM INT
 trap 'late=1; kill -TERM $server' USR1
+"$@" & server=$!
+if [ "$told" ]; then kill -TERM $server; fi
 (sleep {lifetime}; kill -USR1 $$; sleep {grace}; kill -KILL $server) >/dev/null 2>&1 &
 while wait $server; code=$?; kill -0 $server; do :; done 2>/dev/null
 if [ "$late" ]; then exit 124; fi

@@ -143,14 +143,15 @@ def start(
     running = find(run, directory)
     if running:
         return running
-    home.mkdir(mode=0o711, exist_ok=True)
-    log = log or directory / f"{run}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # Opened here, while the caller knows the process: its number can't come to mean another one later.
+    # Opened here, while the caller knows the process: its number can't come to mean another one later. And before there
+    # is a directory, which would stay where that process has ended already.
     try:
         watched = os.pidfd_open(watch_pid)
     except OSError as error:
         raise SifproofError(f"Process {watch_pid} can't be watched", why=str(error)) from None
+    home.mkdir(mode=0o711, exist_ok=True)
+    log = log or directory / f"{run}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
     order = {
         "run": run,
