@@ -227,7 +227,9 @@ def made(house, tmp_path_factory) -> Path:
     fuse = folder / "fuse"
     os.mknod(fuse, stat.S_IFCHR | 0o666, Path("/dev/fuse").stat().st_rdev)
     fuse.chmod(0o666)
-    (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder, top=house.folder.parents[1]))
+    # The outermost folder that is root's alone.
+    closed = next(path for path in reversed(house.folder.parents) if not path.stat().st_mode & 0o001)
+    (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder, top=closed))
     (folder / "as-nobody").chmod(0o755)
     where = Path.cwd()
     os.chdir(folder)  # the name of a socket has 107 characters at most

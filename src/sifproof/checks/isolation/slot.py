@@ -250,7 +250,8 @@ def _look_for_process(server: Server, file: str) -> _Seen:
     """What slot 1 finds in ``file`` of every process, while one of slot 0 has a word there that slot 0 finds itself."""
     word = nonce()
     look = f"grep -ls {_unsaid(word)} /proc/[0-9]*/{file}"
-    seen = _beside(server, _process(word), look, after=f"{look} >/dev/null && echo found; {_ITS_END}")
+    # By what grep prints: it ends with 2 where one of the files can't be read, whatever it found.
+    seen = _beside(server, _process(word), look, after=f'if [ "$({look})" ]; then echo found; fi; {_ITS_END}')
     if seen.held.success and "found" not in _lines(seen.held):
         raise NotMeasured(f"slot 0 does not find its own process in this way: {seen.held}")
     return seen
