@@ -33,7 +33,7 @@ def test_default_config_runs_both_drivers_on_the_reference_image() -> None:
     assert {s.image for s in chosen.values()} == {config.REFERENCE}
     assert {s.slots for s in chosen.values()} == {5}
     assert chosen["singularity"].port == "auto"
-    assert loaded.ordered_suites() == ["health", "bash", "files"]
+    assert loaded.ordered_suites() == list(config.SUITES)
 
 
 def test_command_line_chooses_driver_and_sif() -> None:
