@@ -22,7 +22,11 @@ def test_a_bomb_is_not_unpacked() -> None:
     assert "unpacks to more than" in str(_unpack(gzip.compress(b"\0" * (2 * _UNPACKED_BYTES), 1)))
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"no tar"), gzip.compress(b"x" * 4096)[:-20]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"no tar"), gzip.compress(b"x" * 4096)[:-20]],
+    ids=["empty", "no-gzip", "no-tar", "cut-short"],
+)
 def test_what_is_no_archive_is_told(content: bytes) -> None:
     found = _unpack(content)
     assert isinstance(found, str)
