@@ -227,8 +227,9 @@ def made(house, tmp_path_factory) -> Path:
     fuse = folder / "fuse"
     os.mknod(fuse, stat.S_IFCHR | 0o666, Path("/dev/fuse").stat().st_rdev)
     fuse.chmod(0o666)
-    # The outermost folder that is root's alone.
-    closed = next(path for path in reversed(house.folder.parents) if not path.stat().st_mode & 0o001)
+    # The outermost folder that is root's alone, where another test has not opened it.
+    outermost = [*reversed(house.folder.parents), house.folder]
+    closed = next((path for path in outermost if not path.stat().st_mode & 0o001), house.folder)
     (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder, top=closed))
     (folder / "as-nobody").chmod(0o755)
     where = Path.cwd()
