@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import defects
 import naive
@@ -94,21 +95,27 @@ def answers(subject: Server) -> bool:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
+def seen(tmp_path_factory, pytestconfig):
     """The verdicts on each defect: several at a time, for most of it is waiting."""
+    every = pytestconfig.getoption("every_suite", default=False)
     block = claim_block()
-    ports = iter(range(block.first, block.first + 100))
+    ports: SimpleQueue[int] = SimpleQueue()
+    for port in range(block.first, block.first + 100):
+        ports.put(port)
+
+    def suites(name: str) -> set[str]:
+        named = {check.partition(".")[0] for check in DEFECTS[name].red} if name in DEFECTS else set()
+        return set(SUITES) if every or not named else named
+
+    def begin(name: str) -> Seen:
+        port = ports.get()
+        try:
+            return look(name, suites(name), port, tmp_path_factory.mktemp(name))
+        finally:
+            ports.put(port)
+
     with ThreadPoolExecutor(4) as workers:
-        yield {
-            name: workers.submit(
-                look,
-                name,
-                {check.partition(".")[0] for check in DEFECTS[name].red} if name in DEFECTS else set(SUITES),
-                next(ports),
-                tmp_path_factory.mktemp(name),
-            )
-            for name in [HEALTHY, *DEFECTS]
-        }
+        yield {name: workers.submit(begin, name) for name in [HEALTHY, *DEFECTS]}
     block.lock.close()
 
 
