@@ -14,7 +14,7 @@ import pytest
 from checkout import ROOT, wait_until
 
 from sifproof.checks import registry
-from sifproof.checks.runner import Context, run_checks
+from sifproof.checks.runner import Context, blocked_by, run_checks
 from sifproof.checks.server import Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.client import NotFoundError
@@ -79,12 +79,13 @@ def look(defect: str, suites: set[str], port: int, folder: Path) -> Seen:
     with server(defect, port, folder) as subject:
         if defect != "never-listens":
             wait_until(lambda: answers(subject))
-        found = {
-            verdict.check: verdict
-            for suite in SUITES
-            if suite in suites
-            for verdict in run_checks(registry.of_suite(suite), subject, Context("controls", defect, "singularity"))
-        }
+        found: dict[str, Verdict] = {}
+        context, known = Context("controls", defect, "singularity"), registry.load()
+        for suite in filter(suites.__contains__, SUITES):
+            # As in a run: what a guarding check found holds for the suites after it.
+            guards = (blocked_by(v) for v in found.values() if known[v.check].guards and v.verdict != "pass")
+            for verdict in run_checks(registry.of_suite(suite), subject, context, blocked=next(guards, "")):
+                found[verdict.check] = verdict
         return Seen(found, naive.script_stops(subject.client.url), naive.probe_fails(subject.client.url))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,10 @@ class Request:
         return ""
 
 
+_ALONE = threading.Lock()
+"""Hypothesis has one folder and one state for the whole process."""
+
+
 def make_requests(*, valid: bool, count: int, words: Mapping[str, Sequence[str]]) -> list[Request]:
     """``count`` requests, or a few less, for each call of the protocol, those with a body last.
 
@@ -82,7 +87,7 @@ def make_requests(*, valid: bool, count: int, words: Mapping[str, Sequence[str]]
     )
     schema: Any = schemathesis.openapi.from_dict(description)
     made: list[Request] = []
-    with tempfile.TemporaryDirectory(prefix="sifproof-") as folder:
+    with _ALONE, tempfile.TemporaryDirectory(prefix="sifproof-") as folder:
         set_hypothesis_home_dir(folder)
         try:
             for operation in (found.ok() for found in schema.get_all_operations()):
