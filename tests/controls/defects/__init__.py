@@ -39,6 +39,10 @@ DEFECTS: dict[str, Defect] = {}
 ANSWERED = {"success": True, "output": "", "error": "", "metadata": {}}
 
 
+class InternalError(Exception):
+    """Planted: the server answers with 500."""
+
+
 def turns_red(*red: str, plain: bool = False, health: bool = False, anything: bool = False, nomad: bool = False):
     def register(plant):
         DEFECTS[plant.__name__.replace("_", "-")] = Defect(plant, red, plain, health, anything, nomad)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from defects import load
+from defects import InternalError, load
 
 
 def main() -> None:
@@ -36,9 +36,11 @@ def main() -> None:
             async def go(body, path=request.path):
                 nonlocal status, last
                 request._read_bytes = json.dumps(body).encode()
-                answer = last = await (handler(request) if path == request.path else handlers[path](request))
-                status = answer.status
-                return json.loads(answer.body)
+                if path != request.path:
+                    return json.loads((await handlers[path](request)).body)
+                last = await handler(request)
+                status = last.status
+                return json.loads(last.body)
 
             try:
                 body = json.loads(came or b"{}")
@@ -48,7 +50,9 @@ def main() -> None:
                 return await handler(request)
             try:
                 answer = await defect(request.path, body, go)
-            except (KeyError, TypeError, AttributeError, ValueError):
+            except InternalError:
+                raise
+            except Exception:
                 # A request that is none of those the defect is about, or an answer.
                 if last is None:
                     request._read_bytes = came

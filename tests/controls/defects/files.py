@@ -6,7 +6,7 @@ import stat
 from collections import defaultdict
 from pathlib import Path
 
-from defects import ANSWERED, failure, is_call, turns_red
+from defects import ANSWERED, InternalError, failure, is_call, turns_red
 
 
 async def real(call, go) -> Path:
@@ -139,7 +139,7 @@ async def name_too_long_is_an_http_error(path, call, go):
     """A name that is too long is an internal error of the server."""
     answer = await go(call)
     if "File name too long" in str(answer.get("error")):
-        raise OSError(answer["error"])
+        raise InternalError(answer["error"])
     return answer
 
 

@@ -14,7 +14,7 @@ def never_listens(arguments):
     signal.pause()
 
 
-@turns_red("health.identity", "files.in-allocation")
+@turns_red("health.identity")
 def data_elsewhere(arguments):
     """The workspaces lie in a directory of the server's own, out of the allocation."""
     arguments[arguments.index("--data-dir") + 1] = tempfile.mkdtemp()
