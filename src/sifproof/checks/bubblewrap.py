@@ -124,7 +124,7 @@ def only_workspace_writable(server: Server) -> Finding:
 
 
 @check(
-    "bubblewrap.required",
+    "bubblewrap.require-sandbox",
     "`require_sandbox: true` is kept or refused: the command runs in a sandbox, or does not run at all.",
     why="Callers set it for code that must not run unprotected; a silent fallback runs it all the same.",
     todo="Let the server refuse the call where it can't make a sandbox.",
@@ -134,7 +134,7 @@ def required(server: Server) -> Finding:
 
 
 @check(
-    "bubblewrap.required-stateful",
+    "bubblewrap.require-stateful-sandbox",
     "`require_stateful_sandbox: true` of `bash_stateful` is kept or refused, where the server has that tool.",
     why="A shell that lives on outside of a sandbox is unprotected for as long as it lives.",
     todo="Let the server refuse the call where it can't make a sandbox.",

@@ -11,7 +11,7 @@ async def bubblewrap_denied(path, call, go):
     return answer | {"bwrap_available": False} if path == "/health" else answer
 
 
-@turns_red("bubblewrap.used", "bubblewrap.required", "bubblewrap.required-stateful", nomad=True)
+@turns_red("bubblewrap.used", "bubblewrap.require-sandbox", "bubblewrap.require-stateful-sandbox", nomad=True)
 async def sandbox_not_told(path, call, go):
     """The result of a command does not tell that it ran in a sandbox."""
     answer = await go(call)
@@ -31,8 +31,8 @@ async def directory_of_the_server(path, call, go):
     "bubblewrap.private-processes",
     "bubblewrap.only-workspace-writable",
     "bubblewrap.workspace",
-    "bubblewrap.required",
-    "bubblewrap.required-stateful",
+    "bubblewrap.require-sandbox",
+    "bubblewrap.require-stateful-sandbox",
     *OPEN,
     nomad=True,
 )
@@ -44,7 +44,7 @@ def sandbox_lied_about(arguments):
     Supervised.sandboxed = True
 
 
-@turns_red("bubblewrap.required", "bubblewrap.required-stateful", nomad=True)
+@turns_red("bubblewrap.require-sandbox", "bubblewrap.require-stateful-sandbox", nomad=True)
 def required_sandbox_ignored(arguments):
     """A command that must not run without a sandbox is run without one."""
     from slotserver import tools

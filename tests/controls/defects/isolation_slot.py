@@ -66,11 +66,11 @@ def workspaces_to_be_written(arguments):
 
 
 @turns_red(
-    "isolation.slot.processes-seen",
-    "isolation.slot.processes-signalled",
+    "isolation.slot.processes",
+    "isolation.slot.signals",
     "bubblewrap.private-processes",
-    "bubblewrap.required",
-    "bubblewrap.required-stateful",
+    "bubblewrap.require-sandbox",
+    "bubblewrap.require-stateful-sandbox",
     nomad=True,
 )
 def no_pid_namespace(arguments):

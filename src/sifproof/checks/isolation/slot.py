@@ -258,7 +258,7 @@ def _look_for_process(server: Server, file: str) -> _Seen:
 
 
 @check(
-    "isolation.slot.processes-seen",
+    "isolation.slot.processes",
     "A command of one slot does not see the processes of another.",
     why="Command lines hold paths, prompts and keys.",
     todo="Run commands in a PID namespace with a `/proc` of its own.",
@@ -276,7 +276,7 @@ def processes_seen(server: Server) -> Finding:
 
 
 @check(
-    "isolation.slot.processes-signalled",
+    "isolation.slot.signals",
     "A command of one slot can't send a signal to a process of another.",
     why="`pkill python` in one slot would end the work of all.",
     todo="Run commands in a PID namespace, or as a user of each slot's own.",
@@ -296,7 +296,7 @@ def processes_signalled(server: Server) -> Finding:
 
 
 @check(
-    "isolation.slot.environ",
+    "isolation.slot.environment",
     "A command of one slot can't read the environment of another's processes in `/proc/*/environ`.",
     why="Keys and tokens are handed to commands in variables.",
     todo="Run commands in a PID namespace, or as a user of each slot's own.",
