@@ -6,6 +6,7 @@ import io
 import subprocess
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import image_samples as samples
 import pytest
@@ -163,6 +164,18 @@ def test_layers_in_any_compression_are_listed(tmp_path, compression):
     assert made.fallbacks == []
     expected = archive.read_listing(parse(f"oci:{plain}"), host_architecture())
     assert tree.load(Path(made.tree)).tree == expected.tree
+    assert not [d for d in differences(made.tree, made.sif) if not d.known]
+
+
+def test_a_layer_of_several_gzip_members_is_read_to_its_end(tmp_path, monkeypatch):
+    def in_members(layer: bytes, **_) -> bytes:
+        return b"".join(gzip.compress(layer[begin : begin + 1500]) for begin in range(0, len(layer), 1500))
+
+    monkeypatch.setattr(samples, "gzip", SimpleNamespace(compress=in_members))
+    layout = samples.oci_layout(tmp_path / "members", raw=False)
+    made = convert.convert(parse(f"oci:{layout}"), tmp_path / "store", log=tmp_path / "log")
+    assert made.fallbacks == []
+    assert tree.load(Path(made.tree)).tree == tree.merge(map(io.BytesIO, samples.layers()))
     assert not [d for d in differences(made.tree, made.sif) if not d.known]
 
 

@@ -1,10 +1,13 @@
 """What the config may name as an image, and that it is there."""
 
+import hashlib
+
 import pytest
-from image_samples import docker_archive, oci_archive, oci_layout, sif_header
+from image_samples import docker_archive, layers, oci_archive, oci_layout, sif_header
 
 from sifproof.errors import Fault, SifproofError
-from sifproof.image.source import Kind, parse, verify
+from sifproof.image.archive import read_listing
+from sifproof.image.source import Kind, host_architecture, parse, verify
 
 DIGEST = "sha256:" + 64 * "a"
 
@@ -124,6 +127,16 @@ def test_bad_archives(tmp_path, kind, make, said):
     with pytest.raises(SifproofError, match=said) as raised:
         verify(parse(f"{kind}:{tmp_path}/image"), architecture="amd64")
     assert raised.value.fault is Fault.CONFIGURATION
+
+
+def test_a_layer_that_lost_its_end_is_no_shorter_list(tmp_path):
+    layout = oci_layout(tmp_path / "layout")
+    lower, _ = layers()
+    # Where a member begins: a tar that ends there looks whole.
+    end = lower.index(b"link".ljust(100, b"\0"))
+    (layout / "blobs/sha256" / hashlib.sha256(lower).hexdigest()).write_bytes(lower[:end])
+    with pytest.raises(SifproofError, match="layer 1 is not the one that its config names"):
+        read_listing(parse(f"oci:{layout}"), host_architecture())
 
 
 def test_a_path_with_a_colon_says_so(tmp_path):

@@ -1,8 +1,12 @@
 """What the layers of an image amount to, and the list of it that a store keeps."""
 
+import bz2
 import gzip
+import hashlib
 import io
 import json
+import lzma
+import random
 import tarfile
 
 import image_samples as samples
@@ -116,9 +120,50 @@ def test_types_modes_and_contents():
     assert [found[name].capabilities for name in ("file", "ping")] == [False, True]
 
 
-@pytest.mark.parametrize("packed", [gzip.compress, bytes])
+def in_members(layer: bytes) -> bytes:
+    """As eStargz and parallel compressors write it: gzip members one after another, cut anywhere."""
+    return b"".join(gzip.compress(layer[begin : begin + 700]) for begin in range(0, len(layer), 700))
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, in_members, bz2.compress, lzma.compress])
 def test_layers_may_be_compressed(packed):
-    assert "f" in tree.merge([io.BytesIO(packed(samples.layer({"f": b"x"})))])
+    layer = samples.layer({"f": b"x", "g": bytes(2000), "h": b"y"})
+    whole = tree.merge([io.BytesIO(layer)])
+    assert tree.merge([io.BytesIO(packed(layer))], [diff_id(layer)]) == whole
+    assert {"f", "g", "h"} <= whole.keys()
+
+
+def diff_id(layer: bytes) -> str:
+    return f"sha256:{hashlib.sha256(layer).hexdigest()}"
+
+
+LAYER = samples.layer({"f": b"x", "g": b"y"})
+
+
+@pytest.mark.parametrize(
+    ("held", "named", "words"),
+    [
+        # Cut where a file ends, a tar looks whole to tarfile.
+        ([LAYER[:1024]], [LAYER], "layer 1 is not the one"),
+        ([gzip.compress(LAYER[:1024])], [LAYER], "layer 1 is not the one"),
+        ([LAYER, LAYER], [LAYER, samples.layer({"f": b"z"})], "layer 2 is not the one"),
+        ([LAYER], [LAYER, LAYER], "it has 1 layers, and its config names 2"),
+        ([LAYER], [], "it has 1 layers, and its config names 0"),
+    ],
+)
+def test_layers_that_are_not_those_of_the_config_are_an_error(held, named, words):
+    with pytest.raises(ValueError, match=words):
+        tree.merge(map(io.BytesIO, held), list(map(diff_id, named)))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_damaged_compression_is_an_error(pack):
+    packed = bytearray(pack(samples.layer({"f": random.Random(1).randbytes(9000)})))
+    packed[5000:5100] = bytes(100)
+    with pytest.raises((tarfile.TarError, EOFError, OSError, ValueError)):
+        tree.merge([io.BytesIO(packed)])
+    with pytest.raises((tarfile.TarError, EOFError, OSError, ValueError)):
+        tree.merge([io.BytesIO(packed[:3000])])
 
 
 def test_an_empty_layer_changes_nothing():

@@ -56,12 +56,13 @@ def read_listing(source: Source, architecture: str) -> Listing:
     """Config and files of the image that ``source`` names, as :func:`read` finds it; reads every layer once.
 
     Raises:
-        SifproofError: (configuration) as :func:`read`, or a layer can't be read.
+        SifproofError: (configuration) as :func:`read`, or a layer can't be read, or is another than the config says.
         CompressionError: a layer is compressed with zstd, which this Python does not know.
     """
     with _judged(source), _open(source) as files:
         image = _read(source, files, architecture)
-        return Listing(json.loads(image.config), merge(_layers(files, image.layers)))
+        config = json.loads(image.config)
+        return Listing(config, merge(_layers(files, image.layers), config["rootfs"]["diff_ids"]))
 
 
 class CompressionError(Exception):

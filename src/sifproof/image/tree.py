@@ -7,12 +7,16 @@ symbolic links, and never out of the image. Nothing is unpacked: contents go thr
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import posixpath
 import tarfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -27,6 +31,12 @@ _BUFFER = 1 << 16
 _WHITEOUT, _OPAQUE, _META = ".wh.", ".wh..wh..opq", ".wh..wh."
 _CAPABILITIES = "SCHILY.xattr.security.capability"
 _MOST_LINKS = 255
+# By how they begin. Not tarfile's own: it reads the first of several gzip members, and takes the rest for nothing.
+_UNPACKERS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {
+    b"\x1f\x8b": lambda packed: gzip.GzipFile(fileobj=packed),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
+}
 _FORMAT = 1
 
 
@@ -76,15 +86,17 @@ class _Merge:
     root: _Node = field(default_factory=lambda: _Node(Entry("directory", None), 0, {}))
     number: int = 0
 
-    def put(self, layer: IO[bytes]) -> None:
-        """Put one layer, a tar in any compression that Python knows, on what is there."""
+    def put(self, layer: IO[bytes]) -> str:
+        """Put one layer, a tar in any compression that Python knows, on what is there; the sha256 of the tar."""
         self.number += 1
-        with tarfile.open(
-            fileobj=layer, mode="r|*", bufsize=_BUFFER, encoding="utf-8", errors="surrogateescape"
-        ) as tar:
+        with (
+            _unpacked(layer) as stream,
+            tarfile.open(fileobj=stream, mode="r|", bufsize=_BUFFER, encoding="utf-8", errors="surrogateescape") as tar,
+        ):
             for member in tar:
                 self._member(tar, member)
                 tar.members = []  # type: ignore[attr-defined] # else it keeps every header
+            return stream.finish()
 
     def _member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         path = _clean(member.name)
@@ -195,14 +207,27 @@ class _Merge:
         return {path: node.entry._replace(twin=twins.get(path, "")) for path, node in sorted(found.items())}
 
 
-def merge(layers: Iterable[IO[bytes]]) -> Tree:
-    """The files of an image of ``layers``, the lowest first.
+def merge(layers: Iterable[IO[bytes]], diff_ids: Sequence[str] | None = None) -> Tree:
+    """The files of an image of ``layers``, the lowest first, which can seek.
 
-    Raises ``ValueError``, ``OSError`` or :class:`tarfile.TarError` for layers that can't be read or make no sense.
+    ``diff_ids`` are the digests that the image's config has for them, uncompressed: what was read is held against them.
+
+    Raises ``ValueError``, ``OSError``, ``EOFError`` or :class:`tarfile.TarError` for layers that can't be read, make no
+    sense or are others than the config says.
     """
     merged = _Merge()
-    for layer in layers:
-        merged.put(layer)
+    try:
+        found = [f"sha256:{merged.put(layer)}" for layer in layers]
+    except (zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"the compression of layer {merged.number} is damaged: {error}") from error
+    if diff_ids is not None and found != list(diff_ids):
+        number = next((n for n, pair in enumerate(zip(found, diff_ids, strict=False)) if pair[0] != pair[1]), None)
+        raise ValueError(
+            f"it has {len(found)} layers, and its config names {len(diff_ids)}"
+            if number is None
+            else f"layer {number + 1} is not the one that its config names: uncompressed it is {found[number]}, "
+            f"and should be {diff_ids[number]}"
+        )
     return merged.tree()
 
 
@@ -268,6 +293,32 @@ def load(path: Path) -> Listing:
             todo="remove it: the next run makes it again",
         ) from error
     return Listing(head["config"], tree)
+
+
+class _Hashed(io.RawIOBase):
+    """What a stream holds, hashed as it is read."""
+
+    def __init__(self, stream: IO[bytes] | io.BufferedIOBase) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        chunk = self._stream.read(size)
+        self._hash.update(chunk)
+        return chunk
+
+    def finish(self) -> str:
+        """Read what is left, such as what fills the last block of a tar; the sha256 of it all."""
+        while self.read(CHUNK):
+            pass
+        return self._hash.hexdigest()
+
+
+def _unpacked(layer: IO[bytes]) -> _Hashed:
+    head = layer.read(8)
+    layer.seek(0)
+    opener = next((opener for magic, opener in _UNPACKERS.items() if head.startswith(magic)), None)
+    return _Hashed(opener(layer) if opener else layer)
 
 
 def _entry(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Entry:
