@@ -119,7 +119,7 @@ def output_bytes(server: Server) -> Finding:
 def exit_code(server: Server) -> Finding:
     seen = {code: server.bash(f"exit {code}") for code in (0, 1, 7, 255)}
     seen[127] = server.bash("no-such-command-anywhere")
-    seen[137] = server.bash("kill -9 $$")
+    seen[137] = server.bash("sh -c 'kill -9 $$'; exit $?")  # in its own name space the shell itself may be spared
     wrong = [
         f"exit {code}: {result}"
         for code, result in seen.items()
@@ -435,8 +435,9 @@ def serial(server: Server) -> Finding:
 
 LEAK_CALLS = 200
 
-LEAK_MARGIN = 20
-"""How many processes or descriptors more are no leak: of connections that were just closed, or workers started late."""
+LEAK_MARGIN = 5
+"""How many processes or descriptors more are no leak: of connections that were just closed. Workers and pools that are
+started late may be more, once: then as many calls are made again."""
 
 
 @check(
@@ -447,21 +448,26 @@ LEAK_MARGIN = 20
     "children that it does not collect.",
 )
 def leaks(server: Server) -> Finding:
-    before = _census(server)
     slots = [str(slot.get("slot_id")) for slot in server.client.slots()][:8]
     calls = [slots[number % len(slots)] for number in range(LEAK_CALLS)]
-    with ThreadPoolExecutor(len(slots)) as callers:
-        results = list(callers.map(lambda slot: server.client.bash(slot, "true"), calls))
-    failed = [result for result in results if not result.success]
-    after = _census(server)
-    processes = sum(after.processes.values()) - sum(before.processes.values())
-    descriptors = after.descriptors - before.descriptors
-    more = ", ".join(f"{count} {name}" for name, count in (after.processes - before.processes).most_common(3))
-    return expect(
-        not failed and processes <= LEAK_MARGIN and descriptors <= LEAK_MARGIN,
-        f"{len(failed)} of {LEAK_CALLS} calls failed; processes {processes:+d}{f' ({more})' if more else ''}, "
-        f"descriptors {descriptors:+d}, of {sum(before.processes.values())} and {before.descriptors}",
-    )
+    before, saw = _census(server), ""
+    for _ in range(2):
+        with ThreadPoolExecutor(len(slots)) as callers:
+            results = list(callers.map(lambda slot: server.client.bash(slot, "true"), calls))
+        failed = [result for result in results if not result.success]
+        after = _census(server)
+        processes = after.processes.total() - before.processes.total()
+        descriptors = after.descriptors - before.descriptors
+        more = ", ".join(f"{count} {name}" for name, count in (after.processes - before.processes).most_common(3))
+        saw += (
+            f"{len(failed)} of {LEAK_CALLS} calls failed; processes {processes:+d}{f' ({more})' if more else ''}, "
+            f"descriptors {descriptors:+d}, of {before.processes.total()} and {before.descriptors}. "
+        )
+        kept = processes <= LEAK_MARGIN and descriptors <= LEAK_MARGIN
+        if failed or kept:
+            return expect(not failed, saw.strip())
+        before = after
+    return expect(False, saw.strip())
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ _SEED = 20
 
 @dataclass(frozen=True)
 class Request:
-    """One request: ``body`` is what is sent, None for none; ``valid`` says whether it keeps to the description."""
+    """One request: ``body`` is what is sent, None for none; ``known`` says whether it has to be answered with 200."""
 
     method: str
     path: str
     body: bytes | None
-    valid: bool
+    known: bool
     operation: APIOperation[Any, Any, Any, Any]
 
     def __str__(self) -> str:
@@ -59,11 +59,14 @@ _ALONE = threading.Lock()
 """Hypothesis has one folder and one state for the whole process."""
 
 
-def make_requests(*, valid: bool, count: int, words: Mapping[str, Sequence[str]]) -> list[Request]:
+def make_requests(
+    *, valid: bool, count: int, words: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[Any]]
+) -> list[Request]:
     """``count`` requests, or a few less, for each call of the protocol, those with a body last.
 
     ``words`` are the allowed values of the schemas ``SlotId``, ``Tool``, ``Command`` and ``Path``; the last of each
-    stands in for any other. Writes no file that outlives the call.
+    stands in for any other. ``known`` are bodies by path that are sent too: of what is made at random hardly a call
+    succeeds. Writes no file that outlives the call.
     """
     # Slow to import, and only needed here: every rule of a run imports the checks.
     import hypothesis  # noqa: PLC0415
@@ -98,7 +101,11 @@ def make_requests(*, valid: bool, count: int, words: Mapping[str, Sequence[str]]
                 strategy = operation.as_strategy(generation_mode=mode)
                 hypothesis.seed(_SEED)(settings(hypothesis.given(case=strategy)(collect)))()
                 method, path = operation.method.upper(), operation.path
-                made += [Request(method, path, body, valid, operation) for body in dict.fromkeys(bodies)]
+                # The description does not say which tool needs which arguments, nor which paths there are.
+                certain = valid and not path.startswith(("/execute", "/batch", "/artifacts"))
+                made += [Request(method, path, body, certain, operation) for body in dict.fromkeys(bodies)]
+                sure = [json.dumps(body).encode() for body in known.get(path, ())]
+                made += [Request(method, path, body, True, operation) for body in sure]
         finally:
             set_hypothesis_home_dir(None)
     return made

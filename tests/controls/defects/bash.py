@@ -1,20 +1,15 @@
 """The ``bash`` tool."""
 
 import asyncio
-import contextlib
 import itertools
 import os
 import re
 import subprocess
 from pathlib import Path
 
-from defects import failure, is_call, turns_red
+from defects import failure, is_call, open_locks, turns_red
 
-BUSY: dict[str, int] = {}
-RUNNING: set[str] = set()
-LEFT: set[asyncio.Task] = set()
 STREAMS = "\n[stderr]\n"
-IN_BACKGROUND = re.compile("&$", re.MULTILINE)
 
 
 @turns_red("bash.output")
@@ -124,39 +119,46 @@ async def no_timeout(path, call, go):
 
 
 @turns_red("bash.timeout-tree")
-async def children_survive_the_timeout(path, call, go):
+def children_survive_the_timeout(arguments):
     """A time-out ends the shell alone; what it started lives on."""
-    answer = await go(call)
-    if answer.get("metadata", {}).get("timeout"):
-        await live_on(call, go, "sifproof-*.[!s]*")
-    return answer
+    leave_children("timeout", "all")
 
 
 @turns_red("bash.timeout-tree")
-async def daemons_survive_the_timeout(path, call, go):
-    """A time-out ends the process group alone; a child in a session of its own lives on."""
-    answer = await go(call)
-    if answer.get("metadata", {}).get("timeout"):
-        await live_on(call, go, "sifproof-*.daemon")
-    return answer
+def daemons_survive_the_timeout(arguments):
+    """A time-out ends the process group alone; a child in a group or a session of its own lives on."""
+    leave_children("timeout", "daemons")
 
 
 @turns_red("bash.background")
-async def background_children_live_on(path, call, go):
+def background_children_live_on(arguments):
     """What a command leaves in the background outlives its call."""
-    answer = await go(call)
-    if is_call(call, "bash") and answer["success"] and IN_BACKGROUND.search(call["args"]["command"]):
-        await live_on(call, go, "sifproof-*.[!s]*")
-    return answer
+    leave_children("end", "all")
 
 
 @turns_red("bash.background")
-async def daemons_outlive_their_call(path, call, go):
-    """The end of a call ends its process group alone; a child in a session of its own outlives it."""
-    answer = await go(call)
-    if is_call(call, "bash") and answer["success"] and IN_BACKGROUND.search(call["args"]["command"]):
-        await live_on(call, go, "sifproof-*.daemon")
-    return answer
+def daemons_outlive_their_call(arguments):
+    """The end of a call ends its process group alone; a child in a group or a session of its own outlives it."""
+    leave_children("end", "daemons")
+
+
+def leave_children(when: str, whom: str) -> None:
+    """Commands run under a supervisor that leaves children behind, and not in bubblewrap, which can't."""
+    from slotserver import containment, process
+
+    argv = containment.Supervised.argv
+    leaves = str(Path(__file__).parents[1] / "leaves_children.py")
+
+    def leaving(self, *given, **more):
+        python, *options, supervisor, report, user = (line := argv(self, *given, **more))[:6]
+        return [python, *options, leaves, when, whom, str(Path(supervisor).parent), report, user, *line[6:]]
+
+    async def end_none(self):
+        """What a supervisor left is what is looked for."""
+
+    containment.Supervised.argv = leaving
+    containment.shutil = type("shutil", (), {"which": staticmethod(lambda program: None)})
+    process.Reaper.end_strays = end_none
 
 
 @turns_red("bash.background")
@@ -166,44 +168,11 @@ async def keeping_children_declared_in_vain(path, call, go):
     return answer | {"background_children": "kept"} if path == "/health" else answer
 
 
-async def live_on(call, go, pattern):
-    """Go on writing where the children of ``call`` wrote, as those do that are left."""
-    slots = (await go({}, "/slots"))["slots"]
-    (folder,) = (Path(slot["workspace_dir"]) for slot in slots if slot["slot_id"] == call["slot_id"])
-    left = list(folder.glob(pattern))
-
-    async def write():
-        for _ in range(40):
-            for file in left:
-                with contextlib.suppress(OSError):
-                    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND)
-                    os.write(descriptor, b"\n")
-                    os.close(descriptor)
-            await asyncio.sleep(0.05)
-
-    task = asyncio.create_task(write())
-    LEFT.add(task)
-    task.add_done_callback(LEFT.discard)
-
-
 @turns_red("bash.background-output")
 async def waits_for_the_end_of_output(path, call, go):
     """A call lasts until its output is closed, by children in the background too."""
     if is_call(call, "bash") and " & " in call["args"]["command"] and "/dev/null" not in call["args"]["command"]:
         call["args"]["command"] += "; wait"
-    return await go(call)
-
-
-@turns_red("bash.serial")
-async def swallows_what_comes_at_once(path, call, go):
-    """A command that comes while its slot is busy is answered without its output."""
-    if is_call(call, "bash") and call["args"]["command"].startswith("read a b"):
-        BUSY[call["slot_id"]] = BUSY.get(call["slot_id"], 0) + 1
-        try:
-            answer = await go(call)
-        finally:
-            BUSY[call["slot_id"]] -= 1
-        return answer | {"output": ""} if BUSY[call["slot_id"]] else answer
     return await go(call)
 
 
@@ -260,18 +229,10 @@ async def one_at_a_time(path, call, go):
         return await go(call)
 
 
-@turns_red("bash.serial")
-async def two_tools_in_one_slot(path, call, go):
+@turns_red("bash.serial", "batch.serial")
+def two_tools_in_one_slot(arguments):
     """A slot has no lock: a command that finds it busy runs all the same."""
-    if not is_call(call, "bash") or call["slot_id"] != "slot_0":
-        return await go(call)
-    if RUNNING:
-        return await go(call | {"slot_id": "slot_1"})
-    RUNNING.add("slot_0")
-    try:
-        return await go(call)
-    finally:
-        RUNNING.clear()
+    open_locks(lambda: True)
 
 
 @turns_red("bash.leaks", nomad=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 from defects import is_call, refusal, turns_red
 
@@ -125,6 +126,53 @@ def next_client_gets_the_answer(arguments):
             raise
 
     Slots._run = with_what_was_kept
+
+
+@turns_red("protocol.hang-up-waiting")
+def hang_up_stops_the_server(arguments):
+    """A client that hangs up makes the server wait, and do nothing else, for eight seconds."""
+    from slotserver.slots import Slots
+
+    run = Slots._run
+
+    async def then_nothing(*given):
+        try:
+            return await run(*given)
+        except asyncio.CancelledError:
+            time.sleep(8)
+            raise
+
+    Slots._run = then_nothing
+
+
+@turns_red("protocol.hang-up-waiting")
+def slot_kept_after_a_hang_up(arguments):
+    """The slot of a client that hung up stays busy for twelve seconds more."""
+    from slotserver.process import uninterrupted
+    from slotserver.slots import Slots
+
+    run = Slots._run
+
+    async def keeping(self, slot, work, execution_id=None):
+        async def kept():
+            try:
+                return await work()
+            except asyncio.CancelledError:
+                await uninterrupted(asyncio.sleep(12))
+                raise
+
+        return await run(self, slot, kept, execution_id)
+
+    Slots._run = keeping
+
+
+@turns_red("protocol.described")
+async def results_without_metadata(path, call, go):
+    """The result of a call that succeeds has no `metadata`."""
+    answer = await go(call)
+    if path == "/execute" and answer["success"]:
+        answer.pop("metadata", None)
+    return answer
 
 
 @turns_red("protocol.described")
