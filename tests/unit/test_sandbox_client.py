@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from checkout import wait_until
 
 from sifproof.errors import SifproofError
 from sifproof.sandbox import SandboxClient, ServerError, SlotPool
@@ -116,6 +120,100 @@ def test_a_server_that_never_answers_is_given_up() -> None:
                 SandboxClient(url, timeout_s=0.2, grace_s=0.0).health()
         finally:
             done.set()
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        (b"", "no answer within"),
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", "no answer within"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", "still coming"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n400\r\n", "still coming"),
+    ],
+)
+def test_a_server_that_drips_wins_no_time(before: bytes, said: str) -> None:
+    over = threading.Event()
+
+    def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        handler.wfile.write(before)
+        while not over.wait(0.1):
+            handler.wfile.write(b" " if before else b"H")
+
+    with server(answer) as url:
+        client, begin = SandboxClient(url, timeout_s=0.4, grace_s=0.0), time.monotonic()
+        try:
+            with pytest.raises(ServerError, match=said):
+                client.health()
+        finally:
+            over.set()
+        assert time.monotonic() - begin < 1.0
+
+
+def test_a_server_that_does_not_read_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(ServerError, match=r"no answer within 0\.2 s"):
+            SandboxClient(url, timeout_s=0.2, grace_s=0.0).request("POST", "/execute", raw=b" " * 20_000_000)
+
+
+def test_an_answer_that_is_cut_short_is_none() -> None:
+    def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}")
+
+    with server(answer) as url, pytest.raises(ServerError, match="IncompleteRead"):
+        SandboxClient(url).health()
+
+
+def test_a_refusal_is_read_though_the_body_was_not_taken() -> None:
+    over = threading.Event()
+
+    def refuse(listening: socket.socket) -> None:
+        taken, _ = listening.accept()
+        with taken:
+            taken.recv(1000)
+            taken.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}")
+            taken.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(ConnectionError):
+                while not over.wait(0.01):
+                    taken.recv(1 << 20)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread = threading.Thread(target=refuse, args=(listening,))
+        thread.start()
+        try:
+            assert SandboxClient(url).request("POST", "/execute", raw=b" " * 20_000_000) == (413, b"{}")
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_a_connection_is_used_again_and_made_anew_where_the_server_closed_it() -> None:
+    ports: list[int] = []
+
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        handler.protocol_version = "HTTP/1.1"
+        ports.append(handler.client_address[1])
+        says({})(handler, body)
+        # The third closes without a word of it.
+        handler.close_connection = len(ports) == 3
+
+    with server(answer) as url:
+        client = SandboxClient(url)
+        for _ in range(3):
+            client.health()
+        connection = client._local.connection
+        wait_until(lambda: client_module._readable(connection.sock))
+        client.health()
+        connection.close()
+    assert len(set(ports[:3])) == 1
+    assert len(ports) == 4 and ports[3] != ports[0]
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1", "127.0.0.1:8080", "http://:0", "http://a:99999"])
+def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
+    with pytest.raises(ServerError, match="no URL of a sandbox server"):
+        SandboxClient(url).health()
 
 
 def test_nobody_listens() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import select
+import socket
 import threading
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
-import requests
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sifproof.errors import Fault, SifproofError
@@ -59,6 +63,74 @@ def _short(text: str, limit: int = 200) -> str:
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text)} characters)"
 
 
+class _Socket(socket.socket):
+    """A socket whose every wait ends at one deadline: a server that drips bytes wins no time by each."""
+
+    deadline = 0.0
+
+    def recv_into(self, *args: Any) -> int:
+        self._wait_no_longer()
+        return super().recv_into(*args)
+
+    def sendall(self, *args: Any) -> None:
+        self._wait_no_longer()
+        super().sendall(*args)
+
+    def _wait_no_longer(self) -> None:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection that is used again; the exchange on it is over at ``deadline``, in whatever part of it."""
+
+    deadline = 0.0
+    late = ""
+    """What there is to say of an exchange that is not over by then, once the answer has begun."""
+
+    def connect(self) -> None:
+        left = max(self.deadline - time.monotonic(), 0.001)
+        made = socket.create_connection((self.host, self.port), min(_CONNECT_TIMEOUT_S, left))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bounded = _Socket(made.family, made.type, made.proto, fileno=made.detach())
+        bounded.deadline = self.deadline
+        self.sock = bounded
+
+    def __del__(self) -> None:
+        self.close()
+
+    def exchange(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
+        """Status and body of the answer, of which no more is read than a byte beyond the most that is allowed."""
+        self.late = ""
+        try:
+            if self.sock and _readable(self.sock):
+                self.close()  # at rest, a server has nothing to say but that it has closed
+            if isinstance(self.sock, _Socket):
+                self.sock.deadline = self.deadline
+            # A server that does not take all of the body may have answered already.
+            with contextlib.suppress(BrokenPipeError):
+                self.request(method, path, data, {"Content-Type": "application/json"} if data is not None else {})
+            response = self.getresponse()
+            self.late = "the answer was still coming after the time-out"
+            answer = response.read(MAX_ANSWER_BYTES + 1)
+            if len(answer) <= MAX_ANSWER_BYTES and response.length:
+                raise http.client.IncompleteRead(answer, response.length)
+        except BaseException:
+            self.close()
+            raise
+        if len(answer) > MAX_ANSWER_BYTES:
+            self.close()
+        return response.status, answer
+
+
+def _readable(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 class SandboxClient:
     """One server at ``url`` (``http://10.0.0.5:8080``, IPv6 bracketed). May be shared by threads.
 
@@ -70,46 +142,42 @@ class SandboxClient:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self._grace_s = grace_s
-        # requests.Session is not documented as thread-safe.
+        # One exchange at a time on a connection, so one connection for each thread.
         self._local = threading.local()
 
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
-            session = requests.Session()
-            # A proxy of the environment can't reach a node's port, and must not see what passes.
-            session.trust_env = False
-            self._local.session = session
-        return session
+    def _connection(self) -> _Connection:
+        connection: _Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            try:
+                parts = urlsplit(self.url)
+                host, port = parts.hostname if parts.scheme == "http" else None, parts.port
+            except ValueError:
+                host = None
+            if not host:
+                raise ServerError(
+                    f"{self.url!r} is no URL of a sandbox server", why="one such as http://10.0.0.5:8080 is expected"
+                )
+            connection = self._local.connection = _Connection(host, port or 80)
+        return connection
 
     def request(
         self, method: str, path: str, body: object = None, *, raw: bytes | None = None, timeout_s: float | None = None
     ) -> tuple[int, bytes]:
         """Status and body of any answer; ``raw`` is sent as it is, ``body`` as JSON."""
-        deadline = time.monotonic() + (timeout_s or self.timeout_s) + self._grace_s
+        connection = self._connection()
+        connection.deadline = time.monotonic() + (timeout_s or self.timeout_s) + self._grace_s
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         try:
-            with self._session().request(
-                method,
-                self.url + path,
-                data=data,
-                headers={"Content-Type": "application/json"} if data is not None else {},
-                timeout=(_CONNECT_TIMEOUT_S, (timeout_s or self.timeout_s) + self._grace_s),
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                answer = bytearray()
-                for chunk in response.iter_content(65536):
-                    answer += chunk
-                    if len(answer) > MAX_ANSWER_BYTES:
-                        raise ServerError(f"{method} {path}: the answer exceeds {MAX_ANSWER_BYTES} bytes")
-                    if time.monotonic() > deadline:
-                        raise ServerError(f"{method} {path}: the answer was still coming after the time-out")
-                return response.status_code, bytes(answer)
-        except requests.Timeout:
-            raise ServerError(f"{method} {path}: no answer within {timeout_s or self.timeout_s:g} s") from None
-        except requests.RequestException as error:
-            raise ServerError(f"{method} {path}: no answer", why=_reason(error)) from None
+            status, answer = connection.exchange(method, urlsplit(self.url).path + path, data)
+        except TimeoutError:
+            late = f"no answer within {timeout_s or self.timeout_s:g} s"
+            raise ServerError(f"{method} {path}: {connection.late or late}") from None
+        except (OSError, http.client.HTTPException) as error:
+            why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {_short(str(error))}"
+            raise ServerError(f"{method} {path}: no answer", why=why) from None
+        if len(answer) > MAX_ANSWER_BYTES:
+            raise ServerError(f"{method} {path}: the answer exceeds {MAX_ANSWER_BYTES} bytes")
+        return status, answer
 
     def _json(self, method: str, path: str, body: object = None, *, timeout_s: float | None = None) -> Any:
         status, answer = self.request(method, path, body, timeout_s=timeout_s)
@@ -190,11 +258,3 @@ def _result(call: str, answer: object) -> Result:
     except ValidationError as error:
         wrong = "; ".join(f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors(include_url=False))
         raise ServerError(f"{call}: the answer is no result", why=wrong) from None
-
-
-def _reason(error: requests.RequestException) -> str:
-    """The innermost reason: urllib3 wraps the operating system's word in three layers of representation."""
-    inner: BaseException = error
-    while (deeper := inner.__cause__ or inner.__context__) is not None:
-        inner = deeper
-    return str(inner)
