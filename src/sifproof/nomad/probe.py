@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,8 +29,22 @@ ANSWER_BYTES = 4_000_000
 _PLACED_S = 30.0
 
 
+_LOGGED_S = 5.0
+"""How long Nomad may take to write down what a task printed that has ended."""
+
+
 class ProbeError(SifproofError):
     """A script could not be run on a node, or failed there."""
+
+
+def _pauses(within_s: float) -> Iterator[float]:
+    """Pauses between looks at a log, for ``within_s`` seconds: it is a file, and no event tells that it has grown."""
+    end, pause = time.monotonic() + within_s, 0.02
+    while True:
+        yield pause
+        if time.monotonic() > end:
+            return
+        pause = min(pause * 2, 0.2)
 
 
 def create_probe_job(
@@ -110,9 +124,14 @@ class Node:
     def run(self, script: str, *, timeout_s: float = 30.0) -> str:
         """What ``script`` prints on the node.
 
-        Raises :class:`ProbeError` where it can't be placed there, fails, or does not end in time.
+        Raises :class:`ProbeError` where it can't be placed there, fails, does not end in time, or where not all of what
+        it printed can be read.
         """
-        with self._submitted(script, "batch", timeout_s) as job_id:
+        # What was printed before and after the ends of a log shows whether all of it has arrived.
+        mark = secrets.token_hex(8)
+        begin, end = f"{mark}\n", f"\n{mark}\n"
+        whole = f"echo {mark}\n(\n{script}\n)\ncode=$?\nprintf '\\n%s\\n' {mark}\nexit $code"
+        with self._in_words(), self._submitted(whole, "batch", timeout_s) as job_id:
             allocation = self._ended(job_id, timeout_s)
             if allocation.failed or allocation.client_status != "complete":
                 words = self.client.logs(allocation.id, TASK, "stderr", 2000).strip()
@@ -121,7 +140,16 @@ class Node:
                     why=words or "; ".join(e.message for e in allocation.events[-2:] if e.message),
                     todo="look at the log of the node's Nomad client",
                 )
-            return self.client.logs(allocation.id, TASK, "stdout", ANSWER_BYTES)
+            for pause in _pauses(_LOGGED_S):
+                said = self.client.logs(allocation.id, TASK, "stdout", ANSWER_BYTES)
+                if said.startswith(begin) and said.endswith(end):
+                    return said[len(begin) : -len(end)]
+                time.sleep(pause)
+        raise ProbeError(
+            f"What a script printed on node {self.name} did not arrive as a whole",
+            why=f"of its log there are {len(said)} characters, without its beginning or its end",
+            todo="look at the log and the disk of the node's Nomad client",
+        )
 
     @contextmanager
     def hold(self, script: str, *, ready: str, timeout_s: float = 30.0, lifetime_s: float = 600.0) -> Iterator[str]:
@@ -131,27 +159,40 @@ class Node:
         the block is left. Raises :class:`ProbeError` where it is not ready in time.
         """
         with self._submitted(script, "service", lifetime_s) as job_id:
-            (allocation,) = wait_for_allocations(self.client, job_id, 1, _PLACED_S)
-            end = time.monotonic() + timeout_s
-            pause = 0.02
-            while True:
-                said = self.client.logs(allocation.id, TASK, "stdout", ANSWER_BYTES)
-                before, found, _ = said.partition(f"{ready}\n")
-                if found:
-                    break
-                check_alive(self.client, get_job_allocations(self.client, job_id))
-                if time.monotonic() > end:
-                    raise ProbeError(
-                        f"A script that looks at node {self.name} was not ready within {timeout_s:g} s",
-                        why=self.client.logs(allocation.id, TASK, "stderr", 2000).strip(),
-                    )
-                time.sleep(pause)  # a log is a file: there is no event to wait for from outside
-                pause = min(pause * 2, 0.2)
+            with self._in_words():
+                before = self._said_before(ready, job_id, timeout_s)
             try:
                 yield before
             finally:
-                self.client.deregister(job_id, purge=False)
-                self._ended(job_id, _PLACED_S)
+                with self._in_words():
+                    self.client.deregister(job_id, purge=False)
+                    self._ended(job_id, _PLACED_S)
+
+    def _said_before(self, ready: str, job_id: str, timeout_s: float) -> str:
+        (allocation,) = wait_for_allocations(self.client, job_id, 1, _PLACED_S)
+        for pause in _pauses(timeout_s):
+            before, found, _ = self.client.logs(allocation.id, TASK, "stdout", ANSWER_BYTES).partition(f"{ready}\n")
+            if found:
+                return before
+            check_alive(self.client, get_job_allocations(self.client, job_id))
+            time.sleep(pause)
+        raise ProbeError(
+            f"A script that looks at node {self.name} was not ready within {timeout_s:g} s",
+            why=self.client.logs(allocation.id, TASK, "stderr", 2000).strip(),
+        )
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        """Whatever keeps a script from being run is a :class:`ProbeError`: it says nothing of what was to be seen."""
+        try:
+            yield
+        except ProbeError:
+            raise
+        except SifproofError as error:
+            why = f"{error.what.rstrip('.')}: {error.why}" if error.why else error.what
+            raise ProbeError(
+                f"No script could be run on node {self.name}", why=why, todo=error.todo, fault=error.fault
+            ) from error
 
     @contextmanager
     def _submitted(self, script: str, kind: Literal["batch", "service"], lifetime_s: float) -> Iterator[str]:
@@ -167,11 +208,14 @@ class Node:
             region=self.client.region,
             run=self._run,
         )
-        self.client.register(job)
+        with self._in_words():
+            self.client.register(job)
         try:
             yield job_id
         finally:
-            self.client.deregister(job_id, purge=True)
+            # It ends by itself, and what ends the run's jobs knows it.
+            with suppress(SifproofError):
+                self.client.deregister(job_id, purge=True)
 
     def _ended(self, job_id: str, within_s: float) -> Allocation:
         """The one allocation of ``job_id`` once it has ended."""
