@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import naive
+from catalogue import CONTROLS
 from checkout import wait_until
 
 from sifproof import config, stages
@@ -81,7 +83,8 @@ class House:
         """A running sandbox, and its end.
 
         ``settings`` are keys of a sandbox's config; ``line`` changes the shell line of the task, ``change`` the job
-        as it is submitted; ``image`` stands for the file that the image stage wrote. Returns with the server ready.
+        as it is submitted; ``image`` stands for the file that the image stage wrote. Returns with the server ready,
+        and where ``name`` is that of a control, when it was seen what would have been noticed of it without the gate.
         """
         values = {"driver": driver, "slots": SLOTS, "cpu": 100, "memory": 128, **settings}
         whole = config.load({"sandboxes": {name: values}})
@@ -122,6 +125,9 @@ class House:
                 )
                 if ready:
                     wait_until(lambda: answers(server), 60)
+                    if planted := CONTROLS.get(name):
+                        noticed = naive.script_stops(server.client.url), naive.probe_fails(server.client.url)
+                        assert tuple(map(bool, noticed)) == (planted.plain, planted.health), noticed
                 with server.keep:
                     yield server
             finally:
