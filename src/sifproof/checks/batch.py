@@ -126,7 +126,7 @@ def not_a_list(server: Server) -> Finding:
         json.dumps(body)[:60]: server.client.request("POST", "/batch", raw=json.dumps(body).encode())[0]
         for body in bodies
     }
-    there = server.bash(f"test -e {name} && rm {name}").success
+    there = server.remove(name)
     wrong = {body: status for body, status in seen.items() if status != 400}
     return expect(
         not wrong and not there,

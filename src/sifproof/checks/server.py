@@ -106,6 +106,11 @@ class Server:
         """Read a file in a slot."""
         return self.client.read_file(self.slot(slot), path)
 
+    def remove(self, name: str, *, slot: int = 0) -> bool:
+        """Remove a file of a slot's workspace; whether it was there, which no exit code is asked for."""
+        result = self.bash(f"test -e {name} && rm {name} && echo removed", slot=slot)
+        return result.output.strip() == "removed"
+
     def wait_until_busy(self, slot: int = 0, *, within_s: float = 1.0) -> None:
         """Wait until a command runs in a slot, as the server says; ``within_s`` at most, for one that does not say."""
         name, end = self.slot(slot), time.monotonic() + within_s
