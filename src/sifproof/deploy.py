@@ -40,7 +40,8 @@ def render_job(
 ) -> None:
     """Write the Nomad job of a sandbox to ``output``; ``image`` is the file that conversion or loading wrote.
 
-    ``userns: auto`` goes by what ``doctor`` saw on the nodes, or else by this machine, where the nodes are here.
+    ``userns: auto`` goes by what ``doctor`` tried on the nodes, or on this machine under a local agent; or else by the
+    capabilities of this machine, where the nodes are here.
 
     Raises :class:`~sifproof.errors.SifproofError` where no static port is free or a word of the config can't be used.
     """
@@ -91,7 +92,7 @@ def render_job(
 
 
 def _userns(sandbox: config.Sandbox, settings: config.Settings, cluster: Cluster, doctor: Doctor | None) -> bool:
-    seen = doctor.needs_userns(sandbox.datacenter, sandbox.apptainer) if doctor else None
+    seen = doctor.needs_userns(sandbox.datacenter, sandbox.apptainer, local=cluster.local) if doctor else None
     return needs_userns() and cluster.is_here(settings.nomad) if seen is None else seen
 
 

@@ -11,6 +11,7 @@ import socketserver
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def test_images_that_cannot_be_read(tmp_path):
     paths = tuple(Image(str(path), ("box",)) for path in (hard, tmp_path, tmp_path / "none"))
     facts = seen(images=paths, programs=())
     assert facts.images[0] == OK
-    assert "folder" in facts.images[1]
+    assert "Is a directory" in facts.images[1]
     assert "No such file" in facts.images[2]
 
 
@@ -159,12 +160,77 @@ def test_what_another_user_may_not_read(tmp_path):
     assert "Permission denied" in said
 
 
-def test_a_file_system_that_hangs_keeps_nothing_else_from_being_told(tmp_path):
+def test_a_file_that_hangs_keeps_nothing_else_from_being_told(tmp_path):
     os.mkfifo(tmp_path / "hangs.sif")
     facts = seen(images=(Image(str(tmp_path / "hangs.sif"), ()),), programs=())
     assert facts.complete
     assert facts.fuse == OK
-    assert facts.images[0] != OK
+    assert facts.images == ("it did not end within 5 s",)
+
+
+PRIVATE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+def test_a_file_system_that_hangs_is_told_and_keeps_nothing_else_from_being_told(tmp_path):
+    """One whose server is stopped, as a network file system's that went away."""
+    for name in ("files", "mounted"):
+        (tmp_path / name).mkdir()
+    packer = tools.require("mksquashfs").path.resolve()
+    subprocess.run([packer, tmp_path / "files", tmp_path / "image", "-quiet", "-no-progress"], check=True)
+    server = next(tools.root().glob("**/squashfuse_ll"))
+    mounted = tmp_path / "mounted"
+    hang = f"{server} {tmp_path}/image {mounted} && kill -STOP $(pgrep -x squashfuse_ll)"
+    facts = seen(*PRIVATE, before=hang, alloc=str(mounted / "alloc"), images=(Image(f"{mounted}/x.sif", ()),))
+    assert facts.complete
+    assert facts.images == ("it did not end within 5 s",)
+    assert "did not end within" in facts.places["alloc"].write
+    assert facts.programs[0].version == tools.require("apptainer").version
+    found = bad(facts)
+    assert found["space.alloc"].severity == found["image"].severity == "blocks"
+    assert "by who runs it" in found["space.alloc"].mend
+
+
+def hanging(folder: Path) -> Path:
+    """A program that answers nothing, with a child, and neither of them ends when it is asked to."""
+    program = folder / "hanging-apptainer"
+    program.write_text("#!/bin/sh\ntrap '' TERM\nsleep 301 &\nsleep 302\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_a_program_that_hangs_is_ended_and_told(tmp_path):
+    program = str(hanging(tmp_path))
+    facts = seen(programs=(program, "apptainer"))
+    assert facts.complete
+    assert facts.programs[0].answer.endswith("it did not end within 5 s")
+    assert facts.programs[1].userns == OK
+    told = bad(facts, apptainer=program)["apptainer"]
+    assert told.severity == "blocks"
+    assert "did not end" in told.what
+
+
+def test_a_look_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "_HERE_WITHIN_S", 1.0)
+    monkeypatch.setattr(local, "DIRECTORY", tmp_path / "agents")
+    program = hanging(tmp_path)
+    begin = time.monotonic()
+    with look.Here(config.load({"sandboxes": {"box": SANDBOX | {"apptainer": str(program)}}})) as here:
+        leader = here._process.pid
+        wait_until(lambda: "hanging-apptainer" in commands(look._session(leader)), 5)
+        facts = here.look()
+    assert time.monotonic() - begin < 8
+    assert "told" in {finding.id for finding in facts.findings if finding.severity != "fine"}
+    assert facts.facts.uid == os.getuid()
+    wait_until(lambda: look._session(leader) == [], 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [program.name]
+
+
+def commands(pids: list[int]) -> str:
+    found = ""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found += Path(f"/proc/{pid}/cmdline").read_text()
+    return found
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -1,22 +1,26 @@
 """What facts mean: recorded answers of machines of several kinds, and what is said of each."""
 
 import fnmatch
+import json
+import unicodedata
 
 import pytest
 from report_samples import ALLOCATION, fault, plan, planned, record, verdict, verdicts
 
-from sifproof import config
+from sifproof import config, deploy
 from sifproof.checks import registry
+from sifproof.cluster import Cluster
 from sifproof.doctor.facts import OK, parse
 from sifproof.doctor.findings import Case, Finding, Image, judge, needs_userns
 from sifproof.doctor.look import Questions
 from sifproof.doctor.record import Doctor, Look
 from sifproof.nomad.preflight import Driver
-from sifproof.records import write_atomically
+from sifproof.records import PlannedSandbox, write_atomically
 from sifproof.report.decision import decide
 from sifproof.report.recorded import read_run
 from sifproof.report.terminal import closing_lines
 from sifproof.report.write import write_reports
+from sifproof.run import Run
 
 # As look.sh printed it, run by Nomad as root in a virtual machine that keeps one capability back.
 ROOT = """\
@@ -165,12 +169,50 @@ def test_a_second_level_that_is_forbidden_degrades():
     assert "inside another" in finding(one, "user-namespaces").what
 
 
+def test_where_one_inside_apptainer_was_tried_that_decides():
+    one = case(facts(program_0_nested="no: unshare: Operation not permitted"))
+    assert bad(one) == {"user-namespaces": "degrades"}
+    assert "Operation not permitted" in finding(one, "user-namespaces").what
+    # And the other way round.
+    assert bad(case(facts(userns_two="no: unshare failed"))) == {}
+
+
+def test_a_program_that_gets_no_namespace_inside_concerns_its_own_sandboxes():
+    other = {"program_1": "singularity", "program_1_path": "/usr/bin/singularity", "program_1_userns": OK,
+             "program_1_plain": OK, "program_1_version": "1.4.5", "program_1_nested": "no: refused"}  # fmt: skip
+    both = config.load(
+        {"sandboxes": {name: {"driver": "singularity", "image": SIF, "apptainer": name}
+                       for name in ("apptainer", "singularity")}}
+    )  # fmt: skip
+    one = case(facts(**other), sandboxes=both.selected())
+    assert bad(one) == {"user-namespaces": "degrades"}
+    assert finding(one, "user-namespaces").sandboxes == ["singularity"]
+
+
+@pytest.mark.parametrize("changes", [{"userns_apparmor": "1"}, {"userns_clone": "0"}])
+def test_a_setting_for_ordinary_users_is_not_blamed_for_what_root_is_refused(changes):
+    whole = {"uid": "0", "caps_permitted": "000001ffffffffff"}
+    one = finding(case(facts(**NO_NAMESPACES | whole | changes)), "user-namespaces")
+    assert "sysctl" not in one.mend
+    assert "unshare failed" in one.what
+
+
+def test_below_its_own_namespace_root_is_bound_by_what_binds_users():
+    """unprivileged_userns_clone asks for a capability outside all namespaces."""
+    changes = {"program_0_nested": "no: unshare failed", "userns_clone": "0", "userns_apparmor": "1"}
+    one = case(facts(**changes, caps_permitted="000001ffffffffff", program_0_plain=OK))
+    assert finding(one, "user-namespaces").mend == "sysctl -w kernel.unprivileged_userns_clone=1"
+
+
 @pytest.mark.parametrize(
     ("changes", "expected", "said"),
     [
         ({"program_0_path": None}, {"apptainer": "blocks"}, "no program apptainer"),
         ({"program_0_version": "apptainer version 1.1.9"}, {"apptainer": "blocks"}, "is 1.1.9"),
         ({"program_0_version": "singularity version 3.8.7"}, {"apptainer": "blocks"}, "Singularity 3.8.7"),
+        ({"program_0_version": None, "program_0_answer": "no: it did not end within 5 s"},
+         {"apptainer": "blocks"}, "--version failed: it did not end"),
+        ({"alloc_free__kb": None, "alloc_df": "no: it did not end within 5 s"}, {"space.alloc": "degrades"}, "not end"),
         ({"fuse": "no: cannot open /dev/fuse: Permission denied"}, {"fuse": "blocks"}, "by root"),
         ({"timeout": "no: unrecognized option"}, {"timeout": "blocks"}, "coreutils"),
         ({"cgroup_version": None}, {"cgroups": "degrades"}, "No control groups"),
@@ -198,9 +240,122 @@ def test_each_thing_that_can_be_wrong_is_told(changes, expected, said):
         assert finding(one, name).why
 
 
-def test_a_kernel_mount_needs_no_fuse():
-    changes = {"fuse": "no: No such file", "caps_permitted": "000001ffffffffff", "program_0_plain": OK}
-    assert bad(case(facts(**changes))) == {}
+KERNEL = {"fuse": "no: No such file", "caps_permitted": "000001ffffffffff", "program_0_plain": OK}
+SET_UID = KERNEL | {"uid": "1000", "caps_permitted": "0000000000000000", "program_0_suid": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        (KERNEL, False),
+        (SET_UID, True),
+        (SET_UID | {"program_0_squashfs": "iflimited"}, True),
+        (SET_UID | {"program_0_squashfs": "no"}, True),
+        (SET_UID | {"program_0_squashfs": "yes"}, False),
+        (SET_UID | {"program_0_version": "singularity-ce version 4.1.0"}, False),
+        (SET_UID | {"program_0_version": "singularity-ce version 4.1.0", "program_0_suid": "no"}, True),
+    ],
+)
+def test_a_kernel_mount_needs_no_fuse(changes, needed):
+    assert bad(case(facts(**changes))) == ({"fuse": "blocks"} if needed else {})
+    # With --userns the kernel mounts for nobody.
+    assert bad(case(facts(**changes), sandbox={"userns": True})) == {"fuse": "blocks"}
+
+
+VERSION_2 = {"cgroup_version": "2", "cgroup_controllers": "cpuset cpu io memory pids",
+             "cgroup_enabled": "cpuset cpu io memory pids"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"cgroup_controllers": "blkio cpu freezer memory"}, "mount -t cgroup -o pids none /sys/fs/cgroup/pids"),
+        (VERSION_2, None),
+        # What the kernel does not have can't be handed down.
+        (VERSION_2 | {"cgroup_controllers": "cpu pids"}, "cgroup_enable=memory"),
+        (VERSION_2 | {"cgroup_enabled": "cpu"}, "echo '+memory +pids' > /sys/fs/cgroup/cgroup.subtree_control"),
+        (VERSION_2 | {"cgroup_enabled": ""}, "echo '+cpu +memory +pids'"),
+    ],
+)
+def test_control_groups_are_mended_where_they_lack_something(changes, mend):
+    one = case(facts(**changes), builds=False)
+    assert bad(one) == ({"cgroups": "degrades"} if mend else {})
+    assert (mend or "") in finding(one, "cgroups").mend
+    handed_down = "cgroup_enabled" in changes and mend is not None and "echo" in mend
+    assert ("subtree_control" in finding(one, "cgroups").mend) is handed_down
+
+
+def test_an_agent_that_does_not_run_yet_has_asked_for_no_control_groups():
+    assert bad(case(facts(**VERSION_2 | {"cgroup_enabled": ""}), builds=True)) == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [
+        ("dd: failed to open '/shared/x.sif': Permission denied", "chmod a+r /shared/x.sif"),
+        ("dd: failed to open '/shared/x.sif': No such file or directory", "mount there what holds /shared"),
+        ("dd: error reading '/shared/x.sif': Is a directory", "name a file"),
+        ("it did not end within 5 s", "by who runs it"),
+    ],
+)
+def test_an_image_is_made_readable_by_what_the_reader_said(said, mend):
+    assert mend in finding(case(facts(image_0=f"no: {said}")), "image").mend
+
+
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [
+        ("mktemp: Read-only file system", "mount -o remount,rw"),
+        ("mktemp: No space left on device", "nomad system gc"),
+        ("mktemp: Permission denied", "with chown"),
+        ("it did not end within 5 s", "by who runs it"),
+    ],
+)
+def test_a_folder_is_made_writable_by_what_the_writer_said(said, mend):
+    assert mend in finding(case(facts(alloc_write=f"no: {said}")), "space.alloc").mend
+
+
+EVERYTHING_WRONG = {
+    "fuse": "no: x", "timeout": "no: x", "cgroup_version": None, "alloc_free__kb": "1", "alloc_exec": "no: x",
+    "image_0": "no: x", "port_0_held": "00000000 0 1 x", "time": "1", "program_0_nested": "no: x", "shared": "no: x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the server refused it: Connection refused",
+        "Read timed out. (read timeout=5.0)",
+        "Nomad namespace 'default' is unknown to node good",
+        "the waiver expired on 2026-01-01",
+        "no room for it: 1080800 bytes on disk; a report on every port",
+        "a file system that is read-only: permission denied",
+        "the sandbox of driver singularity: No such file or directory",
+    ],
+)
+def test_no_finding_stands_beside_what_it_does_not_explain(text):
+    for changes in (EVERYTHING_WRONG, NO_NAMESPACES, {"program_0_version": "apptainer version 1.1.9"}):
+        for one in (case(facts(**changes)), case(facts(**changes), sandbox={"image": "reference", "port": "auto"})):
+            assert [f.id for f in judge(one) if f.explains("box", "", text)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "explained"),
+    [
+        ("FATAL: squashfuse: fuse: failed to open /dev/fuse: Permission denied", "fuse"),
+        ("timeout: unrecognized option '--foreground'", "timeout"),
+        ("exit code 127: timeout: not found", "timeout"),
+        ("OSError: [Errno 98] Address already in use", "port"),
+        ("no answer at http://10.0.0.7:8080/health", "port"),
+        ("FATAL: could not open image /shared/x.sif", "image"),
+        ("1 node with too little disk left", "space.alloc"),
+        ("x509: certificate has expired or is not yet valid", "clock"),
+        ("bwrap: No permissions to create new namespace", "user-namespaces"),
+        ("Failed to create user namespace: not allowed", "user-namespaces"),
+    ],
+)
+def test_a_finding_stands_beside_what_it_explains(text, explained):
+    assert explained in [f.id for f in judge(case(facts(**EVERYTHING_WRONG))) if f.explains("box", "", text)]
 
 
 def test_a_shared_folder_matters_to_images_that_lie_there():
@@ -266,6 +421,51 @@ def test_each_pattern_of_checks_names_some(changes):
     for found in judge(case(facts(**changes))):
         for pattern in found.checks:
             assert fnmatch.filter(registry.load(), pattern), (found.id, pattern)
+
+
+def test_a_local_agent_starts_containers_as_the_trial_on_this_machine_did(tmp_path):
+    """A root that lacks no capability, and whose plain `apptainer exec` is refused something else."""
+    seen = facts(caps_permitted="000001ffffffffff", program_0_plain="no: mount: Operation not permitted")
+    here = Doctor(looks=[Look(machine="here", seconds=0.1, facts=seen, findings=[])])
+    image = tmp_path / "box.json"
+    made = {"source": "x", "digest": "x", "architecture": "amd64", "sif": "/x.sif", "sha256": "0" * 64}
+    image.write_text(json.dumps({**made, "size_bytes": 1, "created": "2026-01-01T00:00:00Z"}))
+    for program, needed in (("apptainer", True), ("no-such", False)):
+        deploy.render_job(
+            Run("r", tmp_path),
+            PlannedSandbox(
+                name="box", driver="singularity", image="x", slots=1, count=1, suites=[], job_id="sifproof-r-box"
+            ),
+            settings(port=20000, apptainer=program),
+            Cluster(address="http://127.0.0.1:1", version="", local=True),
+            image=str(image),
+            output=tmp_path / "job.json",
+            doctor=here,
+        )
+        assert ("--userns" in (tmp_path / "job.json").read_text()) is needed
+    assert here.needs_userns("dc1", "apptainer", local=False) is None
+
+
+EVIL = "\x1b[2J\x1b]52;c;ZXZpbA==\x07\x9b31m\u202ebad\x0bend=ok"
+
+
+def test_what_a_machine_says_does_nothing_to_a_terminal():
+    anything = ("user", "kernel", "alloc.path", "program.0.path", "program.0.plain", "userns.two", "cgroup.controllers")
+    lines = [line + EVIL * line.startswith(anything) for line in ROOT.splitlines() if line != "end=ok"]
+    seen = parse("\n".join([*lines, f"port.0.held=00000000 0 7 x{EVIL}", f"fuse=no: {EVIL}", f"image.0=no: {EVIL}"]))
+    # A local user who listens on a port chooses the words of his command line: they end no line.
+    assert not seen.complete
+    assert "bad end=ok" in seen.ports[8080][0].holder
+    driver = Driver(detected=False, healthy=False, description=f"broken{EVIL}")
+    one = case(seen, drivers={"raw_exec": driver})
+    told = Doctor(looks=[Look(machine=f"node{EVIL}", node="id", datacenter="dc", seconds=0, facts=seen,
+                              findings=judge(one))])  # fmt: skip
+    text = "\n".join(told.lines())
+    assert "Port 8080 is taken: process 7 x 31mbad end=ok" in text
+    for shown in (text, told.model_copy(update={"looks": [told.looks[0].model_copy(update={"machine": ""})]})
+                  .model_dump_json()):  # fmt: skip
+        assert not [c for c in shown if unicodedata.category(c) in {"Cc", "Cf"} and c != "\n"]
+    assert "bad" in told.looks[0].findings[0].sentence
 
 
 def test_what_is_asked_comes_from_the_config():

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sifproof.report.escaping import one_line
 from sifproof.tools import parse_version
 
 OK = "ok"
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST = 1000
 _LINE = re.compile(r"([a-z][a-z0-9.-]*)=(.*)")
 
 
@@ -27,6 +28,7 @@ class Place(_Facts):
 
     path: str
     free_kb: int | None = None
+    df: Tried = Field(default=None, description="why `free_kb` is not known")
     type: str = ""
     options: str = Field(default="", description="of the mount")
     write: Tried = None
@@ -38,7 +40,9 @@ class Program(_Facts):
 
     name: str = Field(default="", description="as the config has it")
     path: str = Field(default="", description="empty where there is none of that name on PATH")
+    answer: Tried = Field(default=None, description="what came of `--version` where it failed or did not end")
     version: str = Field(default="", description="as `1.4.5` or `SingularityCE 4.1.0`")
+    squashfs: str = Field(default="", description="its `allow setuid-mount squashfs`; empty where that is the default")
     suid: bool = Field(default=False, description="whether its starter is set-uid")
     plain: Tried = Field(default=None, description="a container as `apptainer exec` starts it")
     userns: Tried = Field(default=None, description="a container as `apptainer exec --userns` starts it")
@@ -73,6 +77,9 @@ class Facts(_Facts):
     timeout: Tried = None
     cgroup_version: int | None = None
     cgroup_controllers: tuple[str, ...] = ()
+    cgroup_enabled: tuple[str, ...] | None = Field(
+        default=None, description="the controllers that groups below the root get; None in version 1, where all do"
+    )
     cgroup_writable: bool = False
     places: dict[str, Place] = Field(default_factory=dict, description="alloc, tmp and shm")
     programs: tuple[Program, ...] = Field(default=(), description="in the order they were asked for")
@@ -89,11 +96,15 @@ class Facts(_Facts):
 
 
 def parse(text: str) -> Facts:
-    """The facts in what ``look.sh`` printed; a line that is none is passed over, for its author may be anybody."""
+    """The facts in what ``look.sh`` printed; a line that is none is passed over, for its author may be anybody.
+
+    Parts of a line may be anybody's too, such as the words of a program, or the name of one that listens: what a
+    terminal obeys is taken out, and only what the script itself ends a line by ends one.
+    """
     said: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        if match := _LINE.fullmatch(_COLOUR.sub("", line)):
-            said.setdefault(match[1], []).append(match[2].strip())
+    for line in text.split("\n"):
+        if match := _LINE.fullmatch(one_line(line, _LONGEST)):
+            said.setdefault(match[1], []).append(match[2])
     one = {key: values[-1] for key, values in said.items()}
     ports = {}
     for number in _numbers(one, "port"):
@@ -119,11 +130,13 @@ def parse(text: str) -> Facts:
         timeout=_tried(one, "timeout"),
         cgroup_version=_int(one.get("cgroup.version")),
         cgroup_controllers=tuple(one.get("cgroup.controllers", "").split()),
+        cgroup_enabled=tuple(one["cgroup.enabled"].split()) if "cgroup.enabled" in one else None,
         cgroup_writable=one.get("cgroup.writable") == "yes",
         places={
             name: Place(
                 path=one[f"{name}.path"],
                 free_kb=_int(one.get(f"{name}.free-kb")),
+                df=_tried(one, f"{name}.df"),
                 type=one.get(f"{name}.type", ""),
                 options=one.get(f"{name}.options", ""),
                 write=_tried(one, f"{name}.write"),
@@ -144,7 +157,9 @@ def _program(one: Mapping[str, str], number: int) -> Program:
     return Program(
         name=one.get(key, ""),
         path=one.get(f"{key}.path", ""),
+        answer=_tried(one, f"{key}.answer"),
         version=parse_version(one.get(f"{key}.version", "")),
+        squashfs=one.get(f"{key}.squashfs", ""),
         suid=one.get(f"{key}.suid") == "yes",
         plain=_tried(one, f"{key}.plain"),
         userns=_tried(one, f"{key}.userns"),

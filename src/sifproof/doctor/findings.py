@@ -7,19 +7,21 @@ explain.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from shlex import quote
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sifproof import config, tools
 from sifproof.doctor.facts import OK, Facts, Listener, Place, Program
 from sifproof.nomad.preflight import NOMAD_DRIVER, Driver
+from sifproof.report.escaping import one_line
 
 Severity = Literal["blocks", "degrades", "fine"]
 
@@ -36,6 +38,11 @@ NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHRO
 SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE
 MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
 """
+_SYS_ADMIN = 21
+
+
+# What a node or its Nomad says is in them.
+_Text = Annotated[str, AfterValidator(lambda text: one_line(text, 1000))]
 
 
 class Finding(BaseModel):
@@ -47,8 +54,8 @@ class Finding(BaseModel):
     severity: Severity = Field(
         description="blocks: sandboxes can't run there; degrades: they run with something missing; fine"
     )
-    what: str = Field(description="what was seen")
-    why: str = Field(default="", description="why it matters here")
+    what: _Text = Field(description="what was seen")
+    why: _Text = Field(default="", description="why it matters here")
     mend: str = Field(default="", description="the command that mends it")
     sandboxes: list[str] = Field(default=[], description="names of the sandboxes that it concerns; empty for all")
     checks: list[str] = Field(default=[], description="ids or patterns of the checks whose failure it may explain")
@@ -136,7 +143,8 @@ def told(case: Case) -> Iterator[Finding]:
             severity="degrades",
             what="The script that looks at the machine did not come to its end",
             why="What it did not tell was not judged; a file system that hangs is a common reason.",
-            mend="df; mount",
+            mend='for m in $(findmnt -rno TARGET); do timeout -k 1 3 df "$m" >/dev/null || echo "$m"; done'
+            "  # then umount -l what it names, or have it served again",
         )
 
 
@@ -163,7 +171,7 @@ def drivers(case: Case) -> Iterator[Finding]:
             if name == "raw_exec"
             else "systemctl start docker  # or set DOCKER_HOST for the Nomad client",
             sandboxes=list(wanted),
-            words=rf"missing drivers|No node can run driver {driver}|\({name}\)",
+            words=rf"missing drivers|without the driver|No node can run driver {driver}|\({name}\)",
         )
 
 
@@ -174,7 +182,9 @@ def user_namespaces(case: Case) -> Iterator[Finding]:
     if not wanted or (not case.runs and facts.uid == 0):
         return
     contained = any(OK in (p.plain, p.userns) for p in facts.programs)
-    two = facts.userns_two == OK or any(p.nested == OK for p in facts.programs)
+    tried = [p for p in facts.programs if p.nested is not None]
+    failed = [p for p in tried if p.nested != OK]
+    two = not failed if tried else facts.userns_two == OK
     if two or (not case.runs and facts.userns_one == OK):
         text = "User namespaces can be made" + (", one in another" if two else "")
         yield Finding(id="user-namespaces", severity="fine", what=text)
@@ -189,9 +199,10 @@ def user_namespaces(case: Case) -> Iterator[Finding]:
             checks=["bubblewrap.*", "isolation.slot.*"],
         )
         return
-    cause, mend = _namespace_cause(facts)
     one = facts.userns_one == OK or contained
-    words = next((p.nested for p in facts.programs if p.nested), None) or facts.userns_two if one else facts.userns_one
+    cause, mend = _namespace_cause(facts, inside=one)
+    words = (failed[0].nested if failed else facts.userns_two) if one else facts.userns_one
+    names = [name for name, sandbox in wanted.items() if not failed or sandbox.apptainer in [p.name for p in failed]]
     yield Finding(
         id="user-namespaces",
         severity="degrades" if one else "blocks",
@@ -200,18 +211,30 @@ def user_namespaces(case: Case) -> Iterator[Finding]:
         if one
         else "Apptainer starts containers in one, and bubblewrap needs a second inside.",
         mend=mend,
-        sandboxes=list(wanted),
+        sandboxes=names,
         checks=["bubblewrap.*", "isolation.slot.*", "health.status"] if one else ["health.*"],
-        words=r"namespace|unshare|requesting capability|uid_map",
+        words=_NO_NAMESPACE,
     )
 
 
-def _namespace_cause(facts: Facts) -> tuple[str, str]:
-    """The kernel's setting that forbids user namespaces, and the command that changes it."""
-    if facts.userns_apparmor:
+# Not any namespace: Nomad has some of its own.
+_NO_NAMESPACE = r"user.?namespace|(create|creating|new) \w* ?namespaces?|unshare|requesting capability|uid_map"
+
+
+def _namespace_cause(facts: Facts, *, inside: bool) -> tuple[str, str]:
+    """The kernel's setting that forbids user namespaces, ``inside`` another, and the command that changes it.
+
+    AppArmor's setting binds nobody who has CAP_SYS_ADMIN in his namespace, unprivileged_userns_clone nobody who has it
+    outside all of them.
+    """
+    root = facts.uid == 0 and bool((facts.caps_permitted or 0) >> _SYS_ADMIN & 1)
+    if facts.userns_apparmor and not root:
         name = "kernel.apparmor_restrict_unprivileged_userns"
-        return f"{name} = 1", f"sysctl -w {name}=0"
-    if facts.userns_clone == 0:
+        return (
+            f"{name} = 1",
+            f"sysctl -w {name}=0  # or, for less than all programs, an AppArmor profile with `userns,`",
+        )
+    if facts.userns_clone == 0 and (inside or not root):
         name = "kernel.unprivileged_userns_clone"
         return f"{name} = 0", f"sysctl -w {name}=1"
     if facts.userns_max is not None and facts.userns_max < 64:
@@ -248,15 +271,18 @@ def _program(found: Program, names: list[str], case: Case) -> Finding:
             words=rf"{name}\S*: (No such file|not found)|failed to run command .*{name}",
         )
     if not tools.new_enough("apptainer", found.version):
+        hangs = "did not end" in (found.answer or "")
         return Finding(
             id="apptainer",
             severity="blocks",
-            what=f"{found.path} is {found.version or 'no Apptainer that runs here'}",
+            what=f"{found.path} --version failed: {found.answer}"
+            if found.answer
+            else f"{found.path} is {found.version or 'no Apptainer that runs here'}",
             why=f"Options that came with Apptainer {wanting} or SingularityCE 4.0 are used.",
-            mend=mend,
+            mend=f"have the file system of {quote(found.path)} served again, or {mend}" if hangs else mend,
             sandboxes=names,
             checks=["health.*"],
-            words=r"unknown flag|apptainer|singularity",
+            words=rf"unknown (flag|shorthand|command)|{name}\S*: |FATAL:",
         )
     told = f"{found.path} {found.version}, {kind}"
     if found.plain is None or found.userns is None:
@@ -267,10 +293,12 @@ def _program(found: Program, names: list[str], case: Case) -> Finding:
             severity="blocks" if case.runs else "degrades",
             what=f"{told}, can't start a container: {found.userns}",
             why="Every sandbox is one.",
-            mend=f"{quote(found.path)} exec --userns --containall IMAGE.sif true",
+            mend="what is told under user-namespaces"
+            if case.facts.userns_one not in (None, OK)
+            else "ask who runs the machine: user namespaces can be made, and Apptainer is refused something else",
             sandboxes=names,
             checks=["health.*"],
-            words=r"namespace|requesting capability|FATAL|starter",
+            words=rf"{_NO_NAMESPACE}|FATAL:",
         )
     refused = [name for name in names if case.sandboxes[name].userns is True and found.userns != OK]
     if refused and case.runs:
@@ -282,7 +310,7 @@ def _program(found: Program, names: list[str], case: Case) -> Finding:
             mend="set `userns: auto`",
             sandboxes=refused,
             checks=["health.*"],
-            words=r"namespace|userns|FATAL",
+            words=rf"{_NO_NAMESPACE}|FATAL:",
         )
     ways = [way for way, seen in (("without", found.plain), ("with", found.userns)) if seen == OK]
     return Finding(id="apptainer", severity="fine", what=f"{told}; containers start {' and '.join(ways)} --userns")
@@ -332,23 +360,35 @@ def fuse(case: Case) -> Iterator[Finding]:
     if case.facts.fuse == OK:
         yield Finding(id="fuse", severity="fine", what="/dev/fuse can be opened for reading and writing")
         return
-    kernel = all(
-        (p := case.program(sandbox)) is not None
-        and (p.suid or case.facts.uid == 0)
-        and not needs_userns(case.facts, sandbox.apptainer)
-        for sandbox in wanted.values()
-    )
+    names = [name for name, sandbox in wanted.items() if not _mounted_by_kernel(case, sandbox)]
+    suid = any((p := case.program(wanted[name])) and p.suid for name in names)
     yield Finding(
         id="fuse",
-        severity="fine" if kernel else "blocks",
+        severity="blocks" if names else "fine",
         what=f"/dev/fuse can't be opened by {case.facts.user or 'this user'} ({case.facts.fuse})"
-        + ("; the kernel mounts the SIF without it" if kernel else ""),
-        why="" if kernel else "A rootless Apptainer mounts the SIF through it, and ends where it can't.",
-        mend="" if kernel else "modprobe fuse && chmod 666 /dev/fuse",
-        sandboxes=list(wanted),
+        + ("" if names else "; the kernel mounts the SIF without it"),
+        why=f"A rootless Apptainer{', and a set-uid one as it is set up by default,' if suid else ''} mounts the SIF "
+        "through it, and ends where it can't."
+        if names
+        else "",
+        mend="modprobe fuse && chmod 666 /dev/fuse" if names else "",
+        sandboxes=names or list(wanted),
         checks=["health.*"],
-        words=r"fuse",
+        words=r"\bfuse|squashfuse",
     )
+
+
+def _mounted_by_kernel(case: Case, sandbox: config.Sandbox) -> bool:
+    """Whether the SIF of ``sandbox`` is mounted without FUSE.
+
+    A set-uid SingularityCE does so. A set-uid Apptainer does by itself only where its configuration says which
+    containers may run (``allow setuid-mount squashfs = iflimited``); whether it does is not looked at.
+    """
+    found = case.program(sandbox)
+    if found is None or sandbox.userns is True or needs_userns(case.facts, sandbox.apptainer):
+        return False
+    own = found.version.startswith("SingularityCE") or found.squashfs == "yes"
+    return case.facts.uid == 0 or (found.suid and own)
 
 
 def timeout(case: Case) -> Iterator[Finding]:
@@ -362,7 +402,7 @@ def timeout(case: Case) -> Iterator[Finding]:
             mend="apt-get install coreutils",
             sandboxes=list(case.of("singularity")),
             checks=["health.*"],
-            words=r"timeout",
+            words=r"\btimeout: |\btimeout\W+No such file",
         )
 
 
@@ -372,15 +412,23 @@ def cgroups(case: Case) -> Iterator[Finding]:
     facts = case.facts
     if not wanted or not case.runs or not facts.complete:
         return
-    lacking = sorted({"cpu", "memory", "pids"} - set(facts.cgroup_controllers))
-    if facts.cgroup_version is None:
+    wished, version = {"cpu", "memory", "pids"}, facts.cgroup_version
+    lacking = sorted(wished - set(facts.cgroup_controllers))
+    # Here no agent runs yet: it asks for them as it starts.
+    asked = case.builds or facts.cgroup_enabled is None
+    idle = [] if asked else sorted(wished - set(facts.cgroup_enabled or ()) - set(lacking))
+    if version is None:
         what, mend = "no control groups are mounted", "mount -t cgroup2 none /sys/fs/cgroup"
     elif not facts.cgroup_writable:
-        what = f"control groups (version {facts.cgroup_version}) can't be written by {facts.user or 'this user'}"
+        what = f"control groups (version {version}) can't be written by {facts.user or 'this user'}"
         mend = "run the Nomad client as root, or in a unit with Delegate=yes"
     elif lacking:
-        what = f"control groups (version {facts.cgroup_version}) lack {', '.join(lacking)}"
-        mend = f"echo '{' '.join('+' + name for name in lacking)}' > /sys/fs/cgroup/cgroup.subtree_control"
+        what = f"control groups (version {version}) lack {', '.join(lacking)}"
+        mend = _lacking_controllers(lacking) if version > 1 else _unmounted_controllers(lacking)
+    elif idle:
+        what = f"control groups (version {version}) keep {', '.join(idle)} from the groups below the root"
+        plus = " ".join(f"+{name}" for name in idle)
+        mend = f"echo '{plus}' > /sys/fs/cgroup/cgroup.subtree_control  # then restart the Nomad client"
     else:
         text = f"Control groups, version {facts.cgroup_version}, with cpu, memory and pids"
         yield Finding(id="cgroups", severity="fine", what=text)
@@ -394,8 +442,19 @@ def cgroups(case: Case) -> Iterator[Finding]:
         mend=mend,
         sandboxes=list(wanted),
         checks=["isolation.slot.memory", "isolation.slot.forks", "teardown.processes"],
-        words=r"cgroup|out of memory|oom",
+        words=r"cgroup|out of memory|\boom\b|oom.kill",
     )
+
+
+def _lacking_controllers(names: list[str]) -> str:
+    boot = [f"no cgroup_disable={','.join(names)}", *(["cgroup_enable=memory"] if "memory" in names else [])]
+    return f"boot with {' and '.join(boot)} on the kernel's command line; in a container, have who runs it hand them on"
+
+
+def _unmounted_controllers(names: list[str]) -> str:
+    folders = {name: f"/sys/fs/cgroup/{name}" for name in names}
+    mounts = [f"mkdir -p {folder} && mount -t cgroup -o {name} none {folder}" for name, folder in folders.items()]
+    return " && ".join(mounts) + "  # where the kernel refuses it, boot without cgroup_disable="
 
 
 def places(case: Case) -> Iterator[Finding]:
@@ -417,9 +476,19 @@ def _allocations(alloc: Place) -> Iterator[Finding]:
             severity="blocks",
             what=f"In {where} nothing can be written ({alloc.write})",
             why="Every file of a sandbox lies there.",
-            mend=f"ls -ld {quote(alloc.path)}; df -i {quote(alloc.path)}",
+            mend=_writable_again(alloc),
             checks=["health.*"],
-            words=r"read-only|permission denied|no space left",
+            words=rf"read-only file system|no space left|{re.escape(alloc.path)}.*permission denied",
+        )
+    elif free is None and alloc.df is not None:
+        yield Finding(
+            id="space.alloc",
+            severity="degrades",
+            what=f"How much is free in {where} can't be told ({alloc.df})",
+            why="Where too little is, the files of the slots can't be written.",
+            mend="have the file system that it lies on served again, or mounted anew",
+            checks=checks,
+            words=r"no space left|too little disk",
         )
     elif free is not None and free < SCARCE_KB:
         yield Finding(
@@ -427,14 +496,25 @@ def _allocations(alloc: Place) -> Iterator[Finding]:
             severity="blocks" if free < RESERVED_KB else "degrades",
             what=f"{_size(free)} are free in {where}",
             why="Nomad reserves 300 MiB there for each allocation, and the files of every slot lie there.",
-            mend=f"nomad system gc; du -xsh {quote(alloc.path)}/../*",
+            mend=f"nomad system gc  # then remove what df -h {quote(alloc.path)} counts and nobody needs",
             checks=checks,
-            words=r"no space left|too little disk|disk",
+            words=r"no space left|too little disk",
         )
     elif free is not None:
         text = f"{_size(free)} are free in {where}, {alloc.type or 'type unknown'}"
         yield Finding(id="space.alloc", severity="fine", what=text)
     yield from _noexec("alloc", alloc, f"Programs in {where} can't be started", ["bash.*", "storage.*"])
+
+
+def _writable_again(alloc: Place) -> str:
+    said, path = (alloc.write or "").lower(), quote(alloc.path)
+    if "read-only" in said:
+        return f'mount -o remount,rw "$(findmnt -no TARGET -T {path})"'
+    if "no space left" in said:
+        return f"nomad system gc  # then remove files: df -h {path} and df -i {path} tell what ran out"
+    if "permission denied" in said:
+        return f"give {path} to the user of the Nomad client, with chown"
+    return f"have the file system of {path} mended by who runs it"
 
 
 def _noexec(name: str, place: Place, what: str, checks: list[str]) -> Iterator[Finding]:
@@ -453,7 +533,7 @@ def _noexec(name: str, place: Place, what: str, checks: list[str]) -> Iterator[F
         else "The reference image is made there, with programs of its own.",
         mend=f'mount -o remount,exec "$(findmnt -no TARGET -T {quote(place.path)})"',
         checks=checks,
-        words=r"permission denied|noexec",
+        words=r"noexec|cannot execute|exec\b.*permission denied",
     )
 
 
@@ -488,10 +568,10 @@ def images(case: Case) -> Iterator[Finding]:
                 severity="blocks",
                 what=f"{image.path} can't be read by {case.facts.user or 'this user'} ({seen})",
                 why="The task opens the SIF by this path, as this user.",
-                mend=f"namei -l {quote(image.path)}",
+                mend=_readable_again(image.path, seen),
                 sandboxes=[*image.sandboxes],
                 checks=["health.*"],
-                words=r"could not open image|no such file|permission denied",
+                words=rf"could not open image|{re.escape(image.path)}.*(no such file|permission denied)",
             )
     if case.runs and case.facts.shared is not None:
         names = [name for name, s in case.of("singularity").items() if not s.image.startswith("/")]
@@ -506,8 +586,19 @@ def images(case: Case) -> Iterator[Finding]:
                 mend="run from a folder on a file system that the nodes share, or give the SIF by a path that they see",
                 sandboxes=names,
                 checks=["health.*"],
-                words=r"could not open image|no such file",
+                words=r"could not open image|\.sif\b.*no such file",
             )
+
+
+def _readable_again(path: str, seen: str) -> str:
+    said, folder = seen.lower(), quote(posixpath.dirname(path))
+    if "permission denied" in said:
+        return f"chmod a+r {quote(path)} && chmod a+x {folder}  # and each folder above that is closed to others"
+    if "no such file" in said:
+        return f"mount there what holds {folder}, or copy the SIF to {quote(path)}"
+    if "is a directory" in said:
+        return "name a file in `image`"
+    return f"have the file system of {folder} mended by who runs it"
 
 
 def ports(case: Case) -> Iterator[Finding]:
@@ -530,7 +621,7 @@ def ports(case: Case) -> Iterator[Finding]:
             mend=f"ss -ltnp 'sport = :{port}'  # end it, or set `port: auto`",
             sandboxes=[name],
             checks=["health.*"],
-            words=rf"address (is )?already in use|\bport\b|\b{port}\b",
+            words=rf"address (is )?already in use|\bport {port}\b|:{port}\b",
         )
 
 
@@ -568,7 +659,7 @@ def clock(case: Case) -> Iterator[Finding]:
         why="Times that Nomad stamps on different machines are compared, and certificates and tokens expire by them.",
         mend="timedatectl set-ntp true  # or: chronyc makestep",
         checks=["performance.*", "resilience.*"],
-        words=r"certificate|x509|expired",
+        words=r"x509|certificate.*(expired|not yet valid|verify failed)|token.*expired",
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import tempfile
@@ -34,6 +36,7 @@ from sifproof.nomad.probe import Answer, run_on_nodes
 from sifproof.run import Run
 
 _HERE_WITHIN_S = 20.0
+_ENDS_WITHIN_S = 2.0
 _NODES_WITHIN_S = 20.0
 _ENGINE_ANSWERS_WITHIN_S = 5.0
 
@@ -109,6 +112,7 @@ class Here:
             stdout=self._said,
             stderr=subprocess.DEVNULL,
             env=tools.environment(),
+            start_new_session=True,  # so that it can be ended with all that it started
         )
 
     def __enter__(self) -> Here:
@@ -145,12 +149,29 @@ class Here:
     def close(self) -> None:
         """End it, whether it has come to its end or not."""
         if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                # Not its group: timeout(1) gives each program that the script waits for one of its own.
+                for pid in _session(self._process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                # Nothing ends what the kernel itself holds on to.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_ENDS_WITHIN_S)
         if not self._said.closed:
             self._said.seek(0)
             self._text = self._said.read().decode("utf-8", "replace")
             self._said.close()
+
+
+def _session(leader: int) -> list[int]:
+    """The processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[3]) == leader:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def _tools(needed: Sequence[str]) -> Iterator[Finding]:
@@ -236,7 +257,7 @@ def cluster(way: Callable[[], Client], settings: config.Settings, *, run: str, i
             what=error.what,
             why=error.why,
             mend=error.todo,
-            words=r"Nomad",
+            words=r"Nomad (at \S+ |cluster at |can't be reached)",
         )
         return [Look(machine=CLUSTER, seconds=0.0, findings=[blocking])]
 
@@ -287,7 +308,7 @@ def _of_node(
             what=f"The node is {node.state}",
             why="Nomad places nothing there, and it was not looked at.",
             mend=f"nomad node {'eligibility -enable' if ready else 'status'} {node.id}",
-            words=r"no ready and eligible node|lost",
+            words=r"no ready and eligible node|Nomad lost",
         )
         return None, [finding]
     if answer is None or not answer.output:
@@ -308,7 +329,7 @@ def _unseen(answer: Answer, case: Case) -> Finding:
         mend=f"nomad node status {answer.node_id}",
         sandboxes=wanted,
         checks=["health.*"],
-        words=r"node|lost|unknown",
+        words=r"Nomad lost|the node stopped answering|did not run within",
     )
 
 
@@ -324,7 +345,7 @@ def _datacenters(known: Sequence[Node], settings: config.Settings) -> Iterator[F
                 why=f"Its nodes are in {', '.join(sorted(there)) or 'none'}.",
                 mend="set `datacenter` of the sandboxes to one of them",
                 sandboxes=names,
-                words=r"datacenter|no ready and eligible node",
+                words=rf"datacenter {re.escape(datacenter)}\b|no ready and eligible node",
             )
 
 

@@ -12,22 +12,39 @@ say() { printf '%s=%s\n' "$1" "$2"; }
 told() { printf '%s=no: %s\n' "$1" "$(printf '%s' "$2" | tail -n 3 | tr '\n\r' '  ' | cut -c 1-400)"; }
 # The shell's own read takes a byte at a time, and the kernel gives no second byte of such a file.
 first() { if [ -r "$2" ]; then say "$1" "$(cat "$2")"; fi; }
+# within SECONDS COMMAND…: whatever hangs is ended, and that is said; a dead file system lets go only of what is killed
+within() {
+  seconds=$1
+  shift
+  timeout -k 1 "$seconds" "$@" </dev/null && return
+  code=$?
+  case $code in 124 | 137) echo "it did not end within $seconds s" >&2 ;; esac
+  return $code
+}
 # try KEY COMMAND…: "ok", or "no: " and the last words of the command
 try() {
   key=$1
   shift
-  if words=$(timeout 5 "$@" 2>&1 </dev/null); then say "$key" ok; else told "$key" "${words:-ended with exit code $?}"; fi
+  if words=$(within 5 "$@" 2>&1); then say "$key" ok; else told "$key" "${words:-ended with exit code $?}"; fi
 }
-# the nearest folder above $1 that exists
+# the nearest folder above $1 that exists; fails where looking for it hangs
 nearest() {
   near=$1
-  while [ -n "$near" ] && [ ! -d "$near" ]; do near=${near%/*}; done
+  while [ -n "$near" ]; do
+    code=0
+    timeout -k 1 3 test -d "$near" || code=$?
+    case $code in
+    0) break ;;
+    124 | 137) return 1 ;;
+    esac
+    near=${near%/*}
+  done
   printf '%s' "${near:-/}"
 }
 
 now=$(date +%s.%N)
 say time "${now%.*N*}"
-say user "$(id -un 2>/dev/null || id -u)"
+say user "$(within 3 id -un 2>/dev/null || id -u)"
 say uid "$(id -u)"
 say kernel "$(uname -r)"
 say machine "$(uname -m)"
@@ -55,11 +72,12 @@ fi
 if [ -r /sys/fs/cgroup/cgroup.controllers ]; then
   say cgroup.version 2
   first cgroup.controllers /sys/fs/cgroup/cgroup.controllers
+  first cgroup.enabled /sys/fs/cgroup/cgroup.subtree_control
   [ -w /sys/fs/cgroup/cgroup.subtree_control ] && say cgroup.writable yes
-elif [ -d /sys/fs/cgroup/memory ]; then
+elif [ -d /sys/fs/cgroup/memory ] || [ -d /sys/fs/cgroup/freezer ]; then
   say cgroup.version 1
   say cgroup.controllers "$(cd /sys/fs/cgroup && echo *)"
-  [ -w /sys/fs/cgroup/memory ] && [ -w /sys/fs/cgroup/freezer ] && say cgroup.writable yes
+  { [ ! -d /sys/fs/cgroup/memory ] || [ -w /sys/fs/cgroup/memory ]; } && [ -w /sys/fs/cgroup/freezer ] && say cgroup.writable yes
 fi
 
 alloc=${NOMAD_ALLOC_DIR:-$alloc}
@@ -71,16 +89,20 @@ for place in alloc tmp shm; do
   esac
   [ -n "$folder" ] || continue
   say "$place.path" "$folder"
-  folder=$(nearest "$folder")
+  folder=$(nearest "$folder") || {
+    told "$place.write" "looking for it did not end within 3 s"
+    continue
+  }
   [ "$place" != shm ] || [ "$folder" = /dev/shm ] || continue
-  df -Pk "$folder" 2>/dev/null | while read -r _ _ _ free _ point; do
+  words=$(within 5 df -Pk "$folder" 2>&1) || told "$place.df" "$words"
+  printf '%s\n' "$words" | while read -r _ _ _ free _ point; do
     case $free in *[!0-9]* | '') continue ;; esac
     say "$place.free-kb" "$free"
     while read -r _ on type options _; do
       [ "$on" != "$point" ] || printf '%s.type=%s\n%s.options=%s\n' "$place" "$type" "$place" "$options"
     done </proc/mounts
   done
-  if file=$(mktemp "$folder/.sifproof-XXXXXXXX" 2>&1); then
+  if file=$(within 5 mktemp "$folder/.sifproof-XXXXXXXX" 2>&1); then
     say "$place.write" ok
     printf '#!/bin/sh\n' >"$file"
     chmod 700 "$file"
@@ -92,11 +114,12 @@ for place in alloc tmp shm; do
 done
 
 # A container of this machine's own programs, started as the sandboxes are: no image has to be there for it.
-scratch=$(mktemp -d "$(nearest "${alloc:-/tmp}")/.sifproof-XXXXXXXX" 2>/dev/null)
+scratch=
+folder=$(nearest "${alloc:-/tmp}") && scratch=$(within 5 mktemp -d "$folder/.sifproof-XXXXXXXX" 2>/dev/null)
 trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
 trap 'exit 1' HUP INT TERM
 contain() {
-  env -i PATH="$PATH" HOME="$scratch/home" TMPDIR="$scratch/home" timeout -k 1 10 \
+  within 10 env -i PATH="$PATH" HOME="$scratch/home" TMPDIR="$scratch/home" \
     "$program" -q exec --containall --no-eval "$@" --bind /dev/full $binds "$scratch/root" /bin/sh -c "$inside"
 }
 if [ -n "$scratch" ]; then
@@ -117,12 +140,22 @@ number=0
 printf '%s\n' "$programs" | while IFS= read -r program; do
   [ -n "$program" ] || continue
   say "program.$number" "$program"
-  path=$(command -v "$program" 2>/dev/null) && say "program.$number.path" "$path" &&
-    say "program.$number.version" "$("$program" --version 2>&1 </dev/null | tr '\n' ' ' | cut -c 1-100)"
+  path=$(command -v "$program" 2>/dev/null) && say "program.$number.path" "$path"
+  answers=
   if [ -n "$path" ]; then
-    libexec=$("$program" buildcfg 2>/dev/null </dev/null | while IFS='=' read -r name value; do
-      [ "$name" != LIBEXECDIR ] || printf '%s' "$value"
-    done)
+    if words=$(within 5 "$program" --version 2>&1); then
+      answers=yes
+      say "program.$number.version" "$(printf '%s' "$words" | tr '\n' ' ' | cut -c 1-100)"
+    else
+      told "program.$number.answer" "${words:-ended with exit code $?}"
+    fi
+  fi
+  if [ -n "$answers" ]; then
+    built=$(within 5 "$program" buildcfg 2>/dev/null)
+    libexec=$(printf '%s\n' "$built" | sed -n 's/^LIBEXECDIR=//p')
+    conf=$(printf '%s\n' "$built" | sed -n 's/^APPTAINER_CONF_FILE=//p')
+    [ ! -r "$conf" ] || say "program.$number.squashfs" \
+      "$(sed -n 's/^[[:space:]]*allow setuid-mount squashfs[[:space:]]*=[[:space:]]*//p' "$conf" | tail -n 1)"
     suid=no
     for starter in "$libexec/apptainer/bin/starter-suid" "$libexec/singularity/bin/starter-suid"; do
       [ ! -u "$starter" ] || suid=yes
@@ -133,7 +166,7 @@ printf '%s\n' "$programs" | while IFS= read -r program; do
       for mode in plain userns; do
         flag=
         [ "$mode" = plain ] || flag=--userns
-        if words=$(contain $flag 2>&1 </dev/null); then
+        if words=$(contain $flag 2>&1); then
           say "program.$number.$mode" ok
           works=${works-$flag}
         else
@@ -142,7 +175,7 @@ printf '%s\n' "$programs" | while IFS= read -r program; do
       done
       if [ -n "${works+x}" ] && command -v unshare >/dev/null; then
         inside=$inner
-        if words=$(contain $works 2>&1 </dev/null); then say "program.$number.nested" ok; else
+        if words=$(contain $works 2>&1); then say "program.$number.nested" ok; else
           told "program.$number.nested" "${words:-ended with exit code $?}"
         fi
       fi
@@ -161,8 +194,8 @@ for port in $ports; do
     holder=$(find /proc/[0-9]*/fd -lname "socket:\[$inode\]" 2>/dev/null | head -n 1)
     holder=${holder#/proc/}
     holder=${holder%%/*}
-    say "port.$number.held" \
-      "${here%:*} $uid ${holder:-?} $([ -z "$holder" ] || tr '\0\n' '  ' <"/proc/$holder/cmdline" | cut -c 1-200)"
+    line=$([ -z "$holder" ] || within 3 cat "/proc/$holder/cmdline" | tr '\0\n' '  ' | cut -c 1-200)
+    say "port.$number.held" "${here%:*} $uid ${holder:-?} $line"
   done
   number=$((number + 1))
 done
@@ -171,14 +204,12 @@ done
 number=0
 printf '%s\n' "$images" | while IFS= read -r image; do
   [ -n "$image" ] || continue
-  if [ -d "$image" ]; then told "image.$number" "it is a folder"; else
-    try "image.$number" dd if="$image" of=/dev/null bs=4096 count=1
-  fi
+  try "image.$number" dd if="$image" of=/dev/null bs=4096 count=1 status=none
   number=$((number + 1))
 done
 if [ -n "$shared" ]; then
-  found=
-  if words=$({ IFS= read -r found <"$shared"; } 2>&1); then IFS= read -r found <"$shared"; fi
-  if [ -n "$found" ] && [ "$found" = "$word" ]; then say shared ok; else told shared "${words:-it holds something else}"; fi
+  if ! words=$(within 5 head -n 1 "$shared" 2>&1); then
+    told shared "$words"
+  elif [ "$words" = "$word" ]; then say shared ok; else told shared "it holds something else"; fi
 fi
 say end ok

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.doctor.facts import Facts
 from sifproof.doctor.findings import Finding, needs_userns
+from sifproof.report.escaping import one_line
 
 CLUSTER = "the cluster"
 """Stands for a machine where something concerns the cluster as a whole."""
@@ -55,12 +56,13 @@ class Doctor(BaseModel):
         """Whether something keeps sandboxes from running."""
         return any(finding.severity == "blocks" for look in self.looks for finding in look.findings)
 
-    def needs_userns(self, datacenter: str, program: str) -> bool | None:
+    def needs_userns(self, datacenter: str, program: str, *, local: bool) -> bool | None:
         """Whether ``program`` needs ``--userns`` on a node of ``datacenter``: one job line serves them all.
 
-        None where no node of it was looked at.
+        ``local`` says that the node is this machine, under an agent of the run's own. None where none was looked at.
         """
-        seen = [k.facts for k in self.looks if k.node and k.datacenter == datacenter and k.facts is not None]
+        there = [k for k in self.looks if (not k.node if local else k.node and k.datacenter == datacenter)]
+        seen = [look.facts for look in there if look.facts is not None and look.facts.caps_permitted is not None]
         return any(needs_userns(facts, program) for facts in seen) if seen else None
 
     def explain(self, sandbox: str, check: str, text: str, *, node: str = "", local: bool) -> list[Explanation]:
@@ -87,12 +89,13 @@ class Doctor(BaseModel):
         """All of it for people, machine by machine, the worst first."""
         lines = []
         for look in self.looks:
-            lines.append(f"{look.machine} (node in {look.datacenter})" if look.node else look.machine)
+            # What a cluster calls its nodes, and the paths in a command, may hold what a terminal obeys.
+            lines.append(one_line(f"{look.machine} (node in {look.datacenter})" if look.node else look.machine))
             for finding in look.findings:
                 about = f" [{', '.join(finding.sandboxes)}]" if finding.sandboxes and finding.severity != "fine" else ""
                 lines.append(f"  {finding.severity:9} {finding.id}: {finding.sentence}{about}")
                 if finding.mend:
-                    lines.append(f"  {'':9} → {finding.mend}")
+                    lines.append(f"  {'':9} → {one_line(finding.mend)}")
         counts = Counter(finding.severity for look in self.looks for finding in look.findings)
         lines.append(", ".join(f"{counts[word]} {word}" for word in ("blocks", "degrades", "fine") if counts[word]))
         return lines
