@@ -10,12 +10,15 @@ min_version("9.27")
 sys.path.insert(0, os.path.join(workflow.basedir, "src"))
 from sifproof import pipeline
 
+# Snakemake lays the files of the command line over this one, wherever it is named.
+files = list(workflow.config_settings.configfiles)
 if "sandboxes" not in config:
+    files.insert(0, pipeline.readable(os.path.join(workflow.basedir, "config", "config.yaml")))
 
-    configfile: pipeline.readable(os.path.join(workflow.basedir, "config", "config.yaml"))
+    configfile: files[0]
 
 
-flow = pipeline.begin(config, workflow.configfiles, workflow.config_settings.config)
+flow = pipeline.begin(config, files, workflow.config_settings.config)
 R = str(flow.run.folder)
 
 

@@ -177,27 +177,27 @@ def _doctor(known: argparse.Namespace) -> int:
 
 def _settings(files: Sequence[Path], words: Sequence[str]) -> Settings:
     """The settings that a run with ``--configfile FILES --config WORDS`` has."""
-    import yaml  # noqa: PLC0415 - not needed by `run`
-
-    from sifproof import config  # noqa: PLC0415
+    from sifproof import config, pipeline  # noqa: PLC0415 - not needed by `run`
 
     given: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    if words:
+        from snakemake.cli import parse_config  # noqa: PLC0415 - takes a second to import
+
         try:
-            given[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):
-            equals = ""
-        if not equals:
-            raise SifproofError(f"--config {word}: KEY=VALUE is expected", fault=Fault.CONFIGURATION)
+            given = parse_config(words)
+        except ValueError as error:
+            raise SifproofError(
+                f"--config {' '.join(words)}: KEY=VALUE is expected", why=str(error), fault=Fault.CONFIGURATION
+            ) from None
     mapping: dict[str, Any] = {}
     for file in files:
         mapping = _over(mapping, config.read(file))
+    mapping = _over(mapping, given)
     if "sandboxes" not in mapping:
         default = Path(__file__).parents[2] / "config" / "config.yaml"
         files = [default, *files]
         mapping = _over(config.read(default), mapping)
-    return config.load(_over(mapping, given), config.Origin(files, given))
+    return pipeline.checked(mapping, config.Origin(files, given))
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,12 +96,14 @@ class Policy(Section):
     @classmethod
     def _off_is_a_word(cls, values: object) -> object:
         # To YAML an unquoted `off` is the opposite of `on`.
-        return {"off" if key is False else key: v for key, v in values.items()} if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        return {("off", "on")[key] if isinstance(key, bool) else key: value for key, value in values.items()}
 
 
 def _day(value: object) -> object:
     """A day arrives as YAML's date, or as text on the command line."""
-    if isinstance(value, str):
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
         with contextlib.suppress(ValueError):
             return datetime.date.fromisoformat(value)
     if type(value) is not datetime.date:
@@ -109,10 +111,9 @@ def _day(value: object) -> object:
     return value
 
 
-def _quantity(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no limit; write a number and a unit, such as `200 ms`")
-    return value
+def _quantity(value: object) -> str:
+    """As it was written: only the check that it is for can say which units are allowed."""
+    return value if isinstance(value, str) else "" if value is None else str(value)
 
 
 def _said(reason: str) -> str:
@@ -466,11 +467,41 @@ def load(mapping: Mapping[str, Any], origin: Origin = Origin()) -> Settings:
         raise refuse(_sentences(error, origin), origin) from None
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The mapping in the YAML file ``path``; raises :class:`SifproofError` where it can't be read as one."""
+def retype(mapping: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Give texts in ``mapping`` that come from ``given`` the numbers and truth values that the schema asks for there.
+
+    Snakemake takes all that stands inside of a mapping or list of ``--config`` for text. Changes ``mapping`` itself.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        mapping = yaml.safe_load(text)
+        Settings.model_validate(mapping)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            _retype_at(item["loc"], mapping, given)
+
+
+def _retype_at(location: Location, there: Any, given: Any) -> None:
+    for part in location:
+        if not _depth(given, (part,)):
+            return
+        if isinstance(text := given[part], str):
+            with contextlib.suppress(yaml.YAMLError, ValueError):
+                typed = yaml.safe_load(text)
+                there[part] = typed if isinstance(typed, bool | int | float) else text
+            return
+        there, given = there[part], text
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in the YAML file ``path``.
+
+    Raises :class:`SifproofError` where it can't be read as one, or where YAML would drop or misread a part of it.
+    """
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if wrong := list(_misread(node, path, (), set())):
+            raise refuse(wrong, Origin([path]))
+        mapping = loader.construct_document(node) if node else None
     except OSError as error:
         raise SifproofError(
             f"The configuration {path} can't be read", why=str(error.strerror), fault=Fault.CONFIGURATION
@@ -480,8 +511,7 @@ def read(path: Path) -> dict[str, Any]:
             f"The configuration {path} is not YAML", why=str(error), fault=Fault.CONFIGURATION
         ) from None
     except ValueError as error:
-        # It looks like a day, and is none: YAML makes days of such words before anybody can look at them.
-        raise refuse(list(_no_days(yaml.compose(text), path)) or [f"{path}: {error}"], Origin([path])) from None
+        raise refuse([f"{path}: {error}"], Origin([path])) from None
     if not isinstance(mapping, dict):
         raise SifproofError(
             f"The configuration {path} holds no mapping",
@@ -491,14 +521,39 @@ def read(path: Path) -> dict[str, Any]:
     return mapping
 
 
-def _no_days(node: yaml.Node | None, path: Path) -> Iterator[str]:
-    """A sentence for each word below ``node`` that YAML takes for a day and that is none."""
-    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:timestamp":
+_TAG = "tag:yaml.org,2002:"
+
+
+def _misread(node: yaml.Node | None, path: Path, where: Location, seen: set[int]) -> Iterator[str]:
+    """A sentence for each thing below ``node`` that YAML drops, or takes for something else than its writer.
+
+    That is a key that stands in one mapping twice, a word that YAML takes for a day and that is none, and one that it
+    takes for true or false; but `off`, which is a word of a policy, means what it says.
+    """
+    if id(node) in seen:  # by way of an anchor
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}timestamp":
         try:
             yaml.safe_load(node.value)
         except ValueError as error:
             line = node.start_mark.line + 1
             yield f"{path}, line {line}: {node.value!r} is no day ({error}); write it as 2027-01-31"
-    for below in getattr(node, "value", ()) if not isinstance(node, yaml.ScalarNode) else ():
-        for item in below if isinstance(below, tuple) else (below,):
-            yield from _no_days(item, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from _misread(item, path, (*where, number), seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            here = (*where, str(key.value))
+            if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge":
+                word, line = key.value.lower() if key.tag == f"{_TAG}bool" else key.value, key.start_mark.line + 1
+                begin = f"{path}, line {line}: {'.'.join(map(str, here))}"
+                if word in lines:
+                    yield f"{begin} stands in line {lines[word]} too, and only one of them can count; take one out"
+                if key.tag == f"{_TAG}bool" and word != "off":
+                    allowed = [] if where == ("sandboxes",) else _allowed(Settings, here)
+                    mend = f"allowed are {', '.join(allowed)}" if allowed else "put it in quotes where the word is meant"
+                    yield f"{begin}: YAML takes this key for true or false; {mend}"
+                lines.setdefault(word, line)
+            yield from _misread(value, path, here, seen)

@@ -71,13 +71,14 @@ def readable(file: str) -> str:
 
 
 def begin(
-    mapping: Mapping[str, Any],
+    mapping: dict[str, Any],
     files: Iterable[str | os.PathLike[str]] = (),
     given: Mapping[str, Any] | None = None,
 ) -> Flow:
     """The flow of the config that Snakemake merged, from ``files`` and from what the command line gives over them.
 
-    Ends the process with a plain sentence where it is wrong.
+    ``mapping`` gets the types of :func:`checked`, for the scripts of the rules read it too. Ends the process with a
+    plain sentence where it is wrong.
     """
     # Scripts in conda environments and on other nodes find the library as this process does.
     library = str(Path(__file__).parents[1])
@@ -85,15 +86,28 @@ def begin(
     os.environ["PYTHONPATH"] = os.pathsep.join([library, *(path for path in paths if path not in ("", library))])
     origin = config.Origin([_short(file) for file in files], given or {})
     try:
-        settings = config.load(mapping, origin)
-        if any(s.policy != config.Policy() or s.waivers or s.limits for s in settings.sandboxes.values()):
-            from sifproof.checks import policy  # noqa: PLC0415 - the catalogue takes a while to import
-
-            policy.verify(settings, origin)
-        return Flow(run.current(), settings)
+        return Flow(run.current(), checked(mapping, origin))
     except SifproofError as error:
         print(error, file=sys.stderr)
         sys.exit(error.fault.exit_code)
+
+
+def checked(mapping: dict[str, Any], origin: config.Origin) -> config.Settings:
+    """The settings in ``mapping``, once all of it was looked at: files, keys, values, and the checks that it names.
+
+    What is text only because Snakemake made it so gets its type, in ``mapping`` itself too. Raises
+    :class:`SifproofError` where something is wrong.
+    """
+    for file in origin.files:
+        if file.is_file():  # a pipe has been read by now
+            config.read(file)
+    config.retype(mapping, origin.given)
+    settings = config.load(mapping, origin)
+    if any(s.policy != config.Policy() or s.waivers or s.limits for s in settings.sandboxes.values()):
+        from sifproof.checks import policy  # noqa: PLC0415 - the catalogue takes a while to import
+
+        policy.verify(settings, origin)
+    return settings
 
 
 def _short(path: str | os.PathLike[str]) -> Path:

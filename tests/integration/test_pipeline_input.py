@@ -1,6 +1,5 @@
 """Bad input: told in words, before anything is built or submitted, and nothing that was there is touched."""
 
-import os
 import socket
 
 import pytest
@@ -88,6 +87,30 @@ CASES = {
         2,
         ["bad.yaml, line 5:", "bash.output takes no limit", "performance.exec-p95"],
     ),
+    "two sandboxes of one name": (
+        "sandboxes:\n  a: {driver: singularity}\n  b: {driver: singularity}\n  a: {driver: singularity, slots: 3}\n",
+        [],
+        2,
+        ["bad.yaml, line 4: sandboxes.a stands in line 2 too"],
+    ),
+    "a policy's word that YAML takes for another": (
+        "sandboxes:\n  a:\n    driver: singularity\n    policy:\n      No: [bash.*]\n",
+        [],
+        2,
+        ["bad.yaml, line 5: sandboxes.a.policy.No", "required, advisory, off"],
+    ),
+    "a file that is laid over the default": (
+        {"nomad": {"lifetime_s": -1}},
+        [],
+        2,
+        ["config/config.yaml and bad.yaml", "bad.yaml, line 2: nomad.lifetime_s = -1"],
+    ),
+    "wrong type on the command line": (
+        {},
+        ["sandboxes={a: {driver: singularity, slots: many}}"],
+        2,
+        ["--config: sandboxes.a.slots = 'many'", "integer"],
+    ),
     "no such image": ({}, ["singularity_image=missing.sif"], 2, ["missing.sif", "docker-archive:"]),
     "no such layout": ({}, ["driver=singularity", "image=oci:missing"], 2, ["oci:missing"]),
     "no SIF": ({}, ["singularity_image=text.sif"], 2, ["text.sif", "SIF"]),
@@ -109,7 +132,7 @@ def refused(checkout, *arguments, **environment):
 
 
 def stored(checkout):
-    return {entry.name for entry in os.scandir(checkout.results / "images" / "sif")}
+    return {path.name for path in (checkout.results / "images" / "sif").glob("*")}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -125,10 +148,20 @@ def test_is_refused_before_anything_is_done(checkout, case):
     assert [word for word in said if word not in outcome.output] == [], outcome.output
 
 
-@pytest.mark.parametrize("case", ["policy that names no check", "limit with a wrong unit"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "policy that names no check",
+        "limit with a wrong unit",
+        "two sandboxes of one name",
+        "a policy's word that YAML takes for another",
+        "a file that is laid over the default",
+    ],
+)
 def test_plain_snakemake_refuses_the_same(checkout, case):
     settings, _, _, said = CASES[case]
-    (checkout.root / "bad.yaml").write_text(yaml.safe_dump(settings))
+    text = settings if isinstance(settings, str) else yaml.safe_dump(settings)
+    (checkout.root / "bad.yaml").write_text(text)
     outcome = checkout.snakemake("--cores", "1", "--configfile", "bad.yaml")
     assert outcome.exit_code != 0
     assert [word for word in said if word not in outcome.output] == [], outcome.output

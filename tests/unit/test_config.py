@@ -173,8 +173,35 @@ def refused(origin: config.Origin) -> str:
             "    waivers:\n      - check: a\n        reason: b\n        until: 2027-02-30\n",
             ["mine.yaml, line 7: '2027-02-30' is no day (day is out of range for month)"],
         ),
+        *(
+            (f"    waivers: [{{check: a, reason: b, until: '{day}'}}]\n", ["line 4:", "write it as 2027-01-31"])
+            for day in ("2030-W01-1", "20300101")
+        ),
         ("    waivers: [{check: a, raeson: b, until: 2027-01-31}]\n", ["did you mean `reason`?"]),
-        ("    limits:\n      performance.exec-p95: 20\n", ["line 5:", "20 is no limit; write a number and a unit"]),
+        (
+            "    policy:\n      No: [bash.*]\n",
+            ["line 5: sandboxes.one.policy.No: ", "allowed are required, advisory, off"],
+        ),
+        (
+            "    policy:\n      on: [bash.*]\n",
+            ["line 5: sandboxes.one.policy.on: ", "allowed are required, advisory, off"],
+        ),
+        ("    environment:\n      on: so\n", ["line 5: sandboxes.one.environment.on: ", "put it in quotes"]),
+        (
+            "    slots: 5\n    limits:\n      a.b: 1 s\n      a.c: 1 s\n      a.b: 2 s\n",
+            ["mine.yaml, line 8: sandboxes.one.limits.a.b stands in line 6 too, and only one of them can count"],
+        ),
+        (
+            "  two: {driver: docker}\n  one: {driver: singularity}\n",
+            ["mine.yaml, line 5: sandboxes.one stands in line 2 too"],
+        ),
+        (
+            "    policy:\n      off: [bash.*]\n      'off': [batch.*]\n      OFF: []\n",
+            [
+                "line 6: sandboxes.one.policy.off stands in line 5 too",
+                "line 7: sandboxes.one.policy.OFF stands in line 5",
+            ],
+        ),
         ("    policy:\n      optional: [bash.*]\n", ["line 5:", "allowed are required, advisory, off"]),
         ("    policy:\n      off: bash.*\n", ["line 5: sandboxes.one.policy.off = 'bash.*'", "list"]),
     ],
@@ -189,6 +216,50 @@ def test_off_needs_no_quotes(tmp_path: Path) -> None:
     origin = sandboxes(tmp_path, "    policy:\n      off: [bash.*]\n      required: [bash.output]\n")
     loaded = config.load(config.read(origin.files[0]), origin)
     assert loaded.sandboxes["one"].policy == config.Policy(off=["bash.*"], required=["bash.output"])
+
+
+def test_a_key_beside_a_merged_mapping_is_no_second_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "sandboxes:\n  one: &one\n    driver: docker\n    slots: 5\n  two:\n    <<: *one\n    slots: 3\n  three: *one\n"
+    )
+    loaded = config.load(config.read(path))
+    assert {name: sandbox.slots for name, sandbox in loaded.sandboxes.items()} == {"one": 5, "two": 3, "three": 5}
+
+
+def test_a_policy_that_comes_as_a_mapping_is_told_the_words_too() -> None:
+    mapping = settings()
+    mapping["sandboxes"]["one"]["policy"] = {True: ["bash.*"]}
+    assert "sandboxes.one.policy.on = ['bash.*']: no such key; " in refusal(mapping)
+    assert "allowed are required, advisory, off" in refusal(mapping)
+
+
+def test_texts_of_the_command_line_get_the_types_of_the_schema() -> None:
+    """Within mappings and lists Snakemake hands over texts alone."""
+    given = {
+        "sandboxes": {
+            "one": {"slots": "3", "port": "9000", "userns": "false", "environment": {"A": "3"}, "cpu": "much"}
+        },
+        "nomad": {"lifetime_s": "60.5"},
+    }
+    mapping = {"sandboxes": {"one": {"driver": "docker", "memory": "64", **given["sandboxes"]["one"]}}}
+    mapping["nomad"] = {"namespace": "7", **given["nomad"]}
+    config.retype(mapping, given)
+    assert mapping == {
+        # What a file gives as a text stays one, and so does what is wrong either way.
+        "sandboxes": {
+            "one": {
+                "driver": "docker",
+                "memory": "64",
+                "slots": 3,
+                "port": 9000,
+                "userns": False,
+                "environment": {"A": "3"},
+                "cpu": "much",
+            }
+        },
+        "nomad": {"namespace": "7", "lifetime_s": 60.5},
+    }
 
 
 @pytest.mark.parametrize("day", [datetime.date(2027, 1, 31), "2027-01-31"])
