@@ -25,6 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sifproof.errors import Fault, SifproofError
 
 Word = Literal["pass", "fail", "flaky", "waived", "not-measured"]
+IdleState = Literal["not looked at", "does not apply", "another counts"]
+"""Of a waiver that no verdict says anything of."""
 
 
 class Verdict(BaseModel):
@@ -90,6 +92,16 @@ class PlannedWaiver(BaseModel):
     until: datetime.date = Field(description="the last day it counts")
 
 
+class IdleWaiver(PlannedWaiver):
+    """A waiver of the config that counts for no check of the run."""
+
+    check: str = Field(description="id of the check, or the pattern, as the config has it")
+    state: IdleState = Field(
+        description="why: what it names is off or not of the suites of this run, or is for other drivers, or another "
+        "waiver says more of it"
+    )
+
+
 class PlannedSandbox(BaseModel):
     """One sandbox of the run: what the gate must find verdicts for."""
 
@@ -102,11 +114,15 @@ class PlannedSandbox(BaseModel):
     count: int = Field(description="allocations expected")
     suites: list[str] = Field(description="suites that must have verdicts for each allocation")
     checks: list[str] = Field(default=[], description="ids of the checks in them and in teardown, each to be recorded")
+    required: list[str] = Field(
+        default=[], description="those of them that the config requires by id: they count where they don't apply too"
+    )
     advisory: dict[str, str] = Field(default={}, description="those of them that are not required, with the reason")
     off: dict[str, str] = Field(
         default={}, description="checks of its suites that the config turns off, with the reason"
     )
     waivers: dict[str, PlannedWaiver] = Field(default={}, description="waivers by the id of their check")
+    idle_waivers: list[IdleWaiver] = Field(default=[], description="waivers that count for none of the checks")
     limits: dict[str, float] = Field(default={}, description="limits by the id of their check, in its unit")
     job_id: str
     left_out: str = Field(default="", description="why the sandbox is not measured in this run; empty where it is")

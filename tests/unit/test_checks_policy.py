@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sifproof import config
 from sifproof.checks import policy, registry
 from sifproof.checks.registry import Check, expect
 from sifproof.errors import Fault, SifproofError
-from sifproof.records import PlannedWaiver
+from sifproof.records import IdleWaiver, PlannedWaiver
 
 DAY = datetime.date(2027, 1, 31)
 
@@ -41,6 +42,7 @@ CATALOGUE = {
         made("performance.throughput", unit="/s", at_least=True),
         made("storage.free-space", unit="B", at_least=True),
         made("storage.free-inodes", unit="files", at_least=True),
+        made("snapshot.time", drivers=("docker",), unit="s"),
         made("teardown.purged"),
     )
 }
@@ -135,6 +137,30 @@ def test_the_plan_says_what_counts_and_why() -> None:
     assert planned["limits"] == {"performance.exec-p95": 0.2, "performance.throughput": 1.0}
 
 
+def test_the_plan_names_what_is_required_by_its_id() -> None:
+    lists = {"required": ["bash.output", "isolation.*", "health.slots"]}
+    planned = policy.plan_checks(sandbox(policy=lists), ["bash", "isolation"])
+    assert planned["required"] == ["bash.output"]
+
+
+def test_a_waiver_that_counts_for_no_check_of_the_run_is_kept_with_the_reason() -> None:
+    states = {
+        "isolation.slot.tmp": "not looked at",  # its suite is not run
+        "performance.*": "not looked at",
+        "bash.output": "not looked at",  # it is off
+        "image.*": "does not apply",
+        "bash.exit*": "another counts",
+    }
+    waivers = [{"check": check, "reason": check, "until": DAY} for check in states]
+    counting = {"check": "bash.exit-code", "reason": "this one", "until": DAY}
+    box = sandbox("docker", policy={"off": ["bash.output"]}, waivers=[*waivers, counting])
+    planned = policy.plan_checks(box, ["bash", "image"])
+    assert planned["waivers"] == {"bash.exit-code": PlannedWaiver(reason="this one", until=DAY)}
+    assert planned["idle_waivers"] == [
+        IdleWaiver(check=check, reason=check, until=DAY, state=state) for check, state in states.items()
+    ]
+
+
 def test_of_two_waivers_the_one_that_says_more_counts_and_then_the_longer() -> None:
     waivers = [
         {"check": "bash.output", "reason": "this one", "until": DAY},
@@ -170,6 +196,12 @@ def test_limits_have_units(check: str, text: str, value: float) -> None:
 def test_a_limit_with_a_wrong_unit_is_refused_with_those_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="`ms`, `s`, `min`"):
         policy.parse_limit(text, CATALOGUE["performance.exec-p95"])
+
+
+@pytest.mark.parametrize(("check", "text"), [("performance.exec-p95", "0 ms"), ("performance.throughput", "0.0 /s")])
+def test_a_limit_of_nothing_is_refused(check: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"'{text}' is no limit for it: more than zero is expected"):
+        policy.parse_limit(text, CATALOGUE[check])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +243,7 @@ def judged(word: str, **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("moment", ["2027-01-01T00:00:00+00:00", "2027-01-31T23:59:59+00:00"])
-@pytest.mark.parametrize("word", ["fail", "flaky", "not-measured"])
+@pytest.mark.parametrize("word", ["fail", "flaky"])
 def test_a_waiver_counts_until_the_end_of_its_last_day(monkeypatch: pytest.MonkeyPatch, word: str, moment: str) -> None:
     at(monkeypatch, moment)
     seen = judged(word)
@@ -220,7 +252,7 @@ def test_a_waiver_counts_until_the_end_of_its_last_day(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("moment", ["2027-02-01T00:00:00+00:00", "2027-01-31T23:30:00-01:00"])
-@pytest.mark.parametrize("word", ["fail", "flaky", "not-measured"])
+@pytest.mark.parametrize("word", ["fail", "flaky"])
 def test_an_expired_waiver_waives_nothing(monkeypatch: pytest.MonkeyPatch, word: str, moment: str) -> None:
     at(monkeypatch, moment)
     seen = judged(word)
@@ -243,10 +275,14 @@ def test_a_waiver_of_a_check_that_passes_is_no_longer_needed(
     assert seen.message == f"seen; its waiver {said} 2027-01-31 and is no longer needed (ticket 7)"
 
 
-def test_what_was_not_looked_at_is_not_waived(monkeypatch: pytest.MonkeyPatch) -> None:
-    at(monkeypatch, "2027-01-01T00:00:00+00:00")
-    assert judged("not-measured", attempts=0).verdict == "not-measured"
-    assert judged("not-measured", required=False).verdict == "not-measured"
+@pytest.mark.parametrize("day", ["2027-01-01", "2027-02-01"])
+@pytest.mark.parametrize("changes", [{"attempts": 0}, {"attempts": 1}, {"required": False}])
+def test_what_could_not_be_looked_at_is_not_waived(
+    monkeypatch: pytest.MonkeyPatch, day: str, changes: dict[str, Any]
+) -> None:
+    at(monkeypatch, f"{day}T00:00:00+00:00")
+    seen = judged("not-measured", **changes)
+    assert (seen.verdict, seen.required, seen.message) == ("not-measured", changes.get("required", True), "seen")
 
 
 def test_advisory_is_not_required() -> None:
@@ -288,6 +324,14 @@ def test_advisory_is_not_required() -> None:
             ["mine.yaml, line 5: sandboxes.box.limits.performance.exec-p95: '2 MiB' is no limit", "`ms`, `s`, `min`"],
         ),
         ("    limits: {performance.exec_p95: 2 s}\n", ["line 4:", "did you mean performance.exec-p95?"]),
+        ("    limits:\n      storage.free-space: 100\n", ["line 5:", "'100' is no limit", "`B`, `kB`"]),
+        ("    limits:\n      storage.free-inodes:\n", ["line 5:", "'' is no limit", "units `files` are"]),
+        ("    limits: {storage.free-space: 0 GB}\n", ["line 4:", "more than zero"]),
+        (
+            "    policy: {required: ['snap*']}\n",
+            ["line 4: sandboxes.box.policy.required.0: snap* does not apply to the"],
+        ),
+        ("    limits: {snapshot.time: 1 s}\n", ["line 4:", "snapshot.time does not apply to the driver singularity"]),
     ],
 )
 def test_what_names_nothing_is_refused_with_its_line_and_what_is_allowed(
@@ -298,13 +342,16 @@ def test_what_names_nothing_is_refused_with_its_line_and_what_is_allowed(
         assert words in refused
 
 
-def test_what_the_driver_can_not_do_can_not_be_required() -> None:
-    wrong = config.load({"sandboxes": {"box": {"driver": "docker", "policy": {"required": ["image.sif"]}}}})
-    with pytest.raises(SifproofError, match=r"image\.sif does not apply to the driver docker"):
+@pytest.mark.parametrize("pattern", ["image.sif", "image.*"])
+def test_what_the_driver_can_not_do_can_not_be_required(pattern: str) -> None:
+    wrong = config.load({"sandboxes": {"box": {"driver": "docker", "policy": {"required": [pattern]}}}})
+    with pytest.raises(SifproofError, match=re.escape(f"{pattern} does not apply to the driver docker")):
         policy.verify(wrong, config.Origin())
-    policy.verify(
-        config.load({"sandboxes": {"box": {"driver": "docker", "policy": {"required": ["image.*"]}}}}), config.Origin()
-    )
+    # What reaches further, or is for several sandboxes, may name what is another driver's.
+    lists = {"required": ["*"], "advisory": ["image.*"]}
+    waivers = [{"check": "image.sif", "reason": "so", "until": DAY}]
+    shared = {"driver": "docker", "policy": lists, "waivers": waivers}
+    policy.verify(config.load({"sandboxes": {"box": shared}}), config.Origin())
 
 
 def test_guards_may_stand_under_a_pattern_where_they_are_required_by_name() -> None:

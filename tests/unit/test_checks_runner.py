@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import io
+import socket
 import time
+from pathlib import Path
 
 import pytest
+from report_samples import planned
 
 from sifproof.checks import registry
 from sifproof.checks.registry import Check, Finding, NotApplicable, NotMeasured, at_most, expect, measured
@@ -118,6 +121,62 @@ def test_deliberate_waits_are_told_and_are_never_more_than_the_time_it_took() ->
 def test_nothing_to_look_at_does_not_count() -> None:
     (verdict,) = verdicts(made(raising(NotApplicable("one slot"))))
     assert (verdict.verdict, verdict.required) == ("not-measured", False)
+
+
+def test_nothing_to_look_at_counts_where_the_policy_requires_it_by_its_id() -> None:
+    (verdict,) = verdicts(made(raising(NotApplicable("one slot"))), required=["bash.made"])
+    assert (verdict.verdict, verdict.required) == ("not-measured", True)
+    assert verdict.message == "required by its id in the policy; one slot"
+    (verdict,) = verdicts(made(raising(NotApplicable("one slot"))), required=["bash.other"])
+    assert verdict.required is False
+
+
+def test_a_plan_hands_over_all_that_its_config_says() -> None:
+    box = planned(
+        required=["bash.made"],
+        advisory={"bash.b": "so"},
+        waivers={"bash.c": PlannedWaiver(reason="so", until=datetime.date.max)},
+        limits={"bash.d": 1.0},
+    )
+    context = Context.of("run", box)
+    assert {name: getattr(context, name) for name in ("required", "advisory", "waivers", "limits")} == {
+        name: getattr(box, name) for name in ("required", "advisory", "waivers", "limits")
+    }
+
+
+def test_a_check_that_breaks_is_not_waived() -> None:
+    waiver = PlannedWaiver(reason="ticket 7", until=datetime.date.max)
+    (verdict,) = verdicts(made(raising(ZeroDivisionError("oops"))), waivers={"bash.made": waiver})
+    assert (verdict.verdict, verdict.required) == ("not-measured", True)
+
+
+def test_a_server_that_hangs_up_fails_the_check_and_not_the_gate() -> None:
+    def hung_up(subject):
+        here, there = socket.socketpair()
+        with here:
+            there.close()
+            here.sendall(b"GET / HTTP/1.1")
+
+    def silent(subject):
+        here, there = socket.socketpair()
+        with here, there:
+            here.settimeout(0.01)
+            here.recv(1)
+
+    broken, late = verdicts(made(hung_up), made(silent))
+    assert (broken.verdict, broken.fault) == ("fail", Fault.IMAGE)
+    assert broken.message.startswith("the connection broke off (")
+    assert (late.verdict, late.message) == ("fail", "no answer came in time (timed out)")
+    # Of files and programs of this machine the server knows nothing.
+    (verdict,) = verdicts(made(lambda s: Path("/nonexistent/file").read_bytes()))
+    assert verdict.verdict == "not-measured"
+
+
+def test_a_message_of_any_length_is_cut_and_says_so() -> None:
+    (verdict,) = verdicts(made(lambda s: expect(False, "x" * 5_000_000)))
+    assert verdict.message == "x" * 4000 + "… (cut: it has 5,000,000 characters)"
+    (verdict,) = verdicts(made(lambda s: expect(False, "x" * 4000)))
+    assert verdict.message == "x" * 4000
 
 
 def test_what_is_advisory_or_waived_is_recorded_so() -> None:

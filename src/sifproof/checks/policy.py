@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 from sifproof import config
 from sifproof.checks import registry
 from sifproof.checks.registry import Check
-from sifproof.records import PlannedWaiver, Verdict
+from sifproof.records import IdleWaiver, PlannedWaiver, Verdict
 
 Level = Literal["required", "advisory", "off"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -79,6 +79,8 @@ def parse_limit(text: str, check: Check) -> float:
     match = _QUANTITY.fullmatch(text.strip())
     if not match or match[2] not in UNITS[check.unit]:
         raise ValueError(f"{text!r} is no limit for it: a number and one of the units {allowed} are expected")
+    if not float(match[1]):
+        raise ValueError(f"{text!r} is no limit for it: more than zero is expected")
     return float(match[1]) * UNITS[check.unit][match[2]]
 
 
@@ -97,9 +99,10 @@ def plan_checks(sandbox: config.Sandbox, suites: Iterable[str]) -> dict[str, Any
     checks: list[str] = []
     advisory: dict[str, str] = {}
     off: dict[str, str] = {}
-    known = {check.id: check for check in registry.load().values() if check.suite in (*suites, registry.TEARDOWN)}
+    known = {check.id: check for check in registry.load().values() if sandbox.driver in check.drivers}
+    run = (*suites, registry.TEARDOWN)
     for check in known.values():
-        if sandbox.driver not in check.drivers:
+        if check.suite not in run:
             continue
         word, why = _level_in(sandbox, check)
         if word == "off":
@@ -108,14 +111,34 @@ def plan_checks(sandbox: config.Sandbox, suites: Iterable[str]) -> dict[str, Any
         checks.append(check.id)
         if word == "advisory":
             advisory[check.id] = why
-    waivers = {
-        check: PlannedWaiver(reason=waiver.reason, until=waiver.until)
+    counting = {
+        check: waiver
         # The last counts: what says most, and of two that say as much the longer.
         for waiver in sorted(sandbox.waivers, key=lambda waiver: (*_says(waiver.check), waiver.until))
         for check in matching(waiver.check, checks)
     }
-    limits = {check: parse_limit(text, known[check]) for check, text in sandbox.limits.items() if check in checks}
-    return {"checks": checks, "advisory": advisory, "off": off, "waivers": waivers, "limits": limits}
+    return {
+        "checks": checks,
+        "required": [check for check in checks if check in sandbox.policy.required],
+        "advisory": advisory,
+        "off": off,
+        "waivers": {c: PlannedWaiver(reason=waiver.reason, until=waiver.until) for c, waiver in counting.items()},
+        "idle_waivers": [
+            _idle(waiver, checks, known)
+            for waiver in sandbox.waivers
+            if not any(waiver is other for other in counting.values())
+        ],
+        "limits": {check: parse_limit(text, known[check]) for check, text in sandbox.limits.items() if check in checks},
+    }
+
+
+def _idle(waiver: config.Waiver, checks: Iterable[str], known: Iterable[str]) -> IdleWaiver:
+    """``waiver``, which counts for none of the planned ``checks``; ``known`` are all that the driver has."""
+    if matching(waiver.check, checks):
+        state = "another counts"
+    else:
+        state = "not looked at" if matching(waiver.check, known) else "does not apply"
+    return IdleWaiver.model_validate({**waiver.model_dump(), "state": state})
 
 
 def today() -> datetime.date:
@@ -123,16 +146,24 @@ def today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
 
 
-def judge(verdict: Verdict, advisory: Mapping[str, str], waivers: Mapping[str, PlannedWaiver]) -> Verdict:
+def judge(
+    verdict: Verdict,
+    advisory: Mapping[str, str],
+    waivers: Mapping[str, PlannedWaiver],
+    required: Collection[str] = (),
+) -> Verdict:
     """``verdict`` as the plan of its sandbox counts it; waivers count until the end of their last day, by UTC.
 
-    What was not looked at at all is not waived: nobody can have known how it would come out.
+    What was not measured is not waived: nobody can have accepted what nobody saw. What the config requires by id
+    counts, also where the check says that it does not apply.
     """
     changes: dict[str, Any] = {}
     if verdict.check in advisory:
         changes["required"] = False
+    if verdict.check in required and not verdict.required:
+        changes |= {"required": True, "message": f"required by its id in the policy; {verdict.message}"}
     waiver = waivers.get(verdict.check)
-    if waiver and verdict.attempts:
+    if waiver and verdict.verdict != "not-measured":
         until, over = waiver.until.isoformat(), today() > waiver.until
         if verdict.verdict == "pass":
             note = f"its waiver {'ended on' if over else 'until'} {until} and is no longer needed ({waiver.reason})"
@@ -170,7 +201,7 @@ def _problems(settings: config.Settings) -> Iterator[tuple[config.Location, str]
                     yield there, f"{pattern!r} stands in the policy twice; one list, once, is allowed"
                 elif word != "required" and loose:
                     yield there, f"{pattern!r}: {_ALL_REST.format(', '.join(loose))}; name them in `required`"
-                elif word == "required" and pattern in known and sandbox.driver not in known[pattern].drivers:
+                elif word == "required" and all(sandbox.driver not in known[check].drivers for check in found):
                     yield there, f"{pattern} does not apply to the driver {sandbox.driver}"
                 seen.add(pattern)
         for number, waiver in enumerate(sandbox.waivers):
@@ -181,7 +212,7 @@ def _problems(settings: config.Settings) -> Iterator[tuple[config.Location, str]
             elif rests := [check.id for check in guards if check.id in found]:
                 yield place, f"{waiver.check!r}: {_ALL_REST.format(', '.join(rests))}; it can't be waived"
         for check, text in sandbox.limits.items():
-            if sentence := _wrong_limit(check, text, known):
+            if sentence := _wrong_limit(check, text, known, sandbox.driver):
                 yield (*here, "limits", check), sentence
 
 
@@ -192,12 +223,14 @@ def _is_loose(check: Check, sandbox: config.Sandbox) -> bool:
     return _level_in(sandbox, check)[0] != "required"
 
 
-def _wrong_limit(check: str, text: str, known: Mapping[str, Check]) -> str:
+def _wrong_limit(check: str, text: str, known: Mapping[str, Check], driver: str) -> str:
     measuring = [item.id for item in known.values() if item.unit]
     if check not in known:
         return no_check(check, measuring)
     if check not in measuring:
         return f"{check} takes no limit; those that do: {', '.join(measuring) or 'none'}"
+    if driver not in known[check].drivers:
+        return f"{check} does not apply to the driver {driver}"
     try:
         parse_limit(text, known[check])
     except ValueError as error:

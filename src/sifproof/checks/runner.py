@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TextIO
 
@@ -12,6 +12,9 @@ from sifproof.checks import policy
 from sifproof.checks.registry import Check, Finding, NotApplicable, NotMeasured
 from sifproof.errors import Fault, SifproofError
 from sifproof.records import PlannedSandbox, PlannedWaiver, Verdict, Word
+
+MESSAGE_LIMIT = 4000
+"""Characters of a message: what a server answers stands in every report, and may be any length."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Context:
     node: str = ""
     allocation: str = ""
     log: TextIO | None = field(default=None, compare=False)
+    required: Collection[str] = ()
     advisory: Mapping[str, str] = field(default_factory=dict)
     waivers: Mapping[str, PlannedWaiver] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
@@ -36,6 +40,7 @@ class Context:
             planned.name,
             planned.driver,
             log=log,
+            required=planned.required,
             advisory=planned.advisory,
             waivers=planned.waivers,
             limits=planned.limits,
@@ -71,7 +76,7 @@ class Context:
             duration_s=round(seconds, 4),
             waited_s=round(min(check.waits_s, seconds), 4),
             attempts=0 if word == "not-measured" and seconds == 0 else 1,
-            message=message,
+            message=_bounded(message),
             fault=fault or check.blames,
         )
 
@@ -97,7 +102,7 @@ def run_checks(checks: Iterable[Check], subject: object, context: Context, *, bl
                 verdict = _again(verdict, _run(check, subject, context))
             if check.guards and verdict.verdict != "pass":
                 blocked = blocked_by(verdict)
-        verdict = policy.judge(verdict, context.advisory, context.waivers)
+        verdict = policy.judge(verdict, context.advisory, context.waivers, context.required)
         context.say(f"{verdict.verdict:12} {check.id:28} {verdict.duration_s:6.3f} s  {verdict.message}".rstrip())
         yield verdict
 
@@ -105,6 +110,12 @@ def run_checks(checks: Iterable[Check], subject: object, context: Context, *, bl
 def blocked_by(verdict: Verdict) -> str:
     """The reason that later checks give when ``verdict`` of a guarding check is not a pass."""
     return f"not looked at, because {verdict.check} did not pass: {verdict.message}"
+
+
+def _bounded(message: str) -> str:
+    if len(message) <= MESSAGE_LIMIT:
+        return message
+    return f"{message[:MESSAGE_LIMIT]}… (cut: it has {len(message):,} characters)"
 
 
 def _again(first: Verdict, second: Verdict) -> Verdict:
@@ -135,6 +146,9 @@ def _run(check: Check, subject: object, context: Context) -> Verdict:
         word, message, required = "not-measured", str(reason), not isinstance(reason, NotApplicable)
     except SifproofError as error:
         word, message, fault = "fail", str(error), error.fault
+    except (ConnectionError, TimeoutError) as error:  # the other end's doing, not the check's
+        broke = "no answer came in time" if isinstance(error, TimeoutError) else "the connection broke off"
+        word, message = "fail", f"{broke} ({str(error) or type(error).__name__})"
     except Exception as error:  # a fault of the check itself must not look like one of the image
         context.say(traceback.format_exc())
         word, message = "not-measured", f"the check itself failed ({type(error).__name__}: {error}); please report it"
