@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from report_samples import ALLOCATION, CHECKS, fault, plan, planned, verdict, verdicts
 
+from sifproof.config import SUITES
 from sifproof.errors import Fault
 from sifproof.records import FaultRecord
 from sifproof.report.decision import Decision, Outcome, decide
@@ -180,6 +181,18 @@ def test_the_sentence_says_where_only_some_suites_were_asked_for() -> None:
     decision = decide(plan(planned(suites=["health"])), rows)
     assert words(decision) == ("accepted", 0)
     assert decision.sentence.endswith("passed on singularity, of the suites health alone.")
+
+
+def test_the_sentence_says_what_is_off() -> None:
+    rows = [row for row in one() if row.suite in {"health", "teardown"}]
+    checks = [row.check for row in rows]
+    off = dict.fromkeys(CHECKS["bash"], "the policy says so")
+    part = decide(plan(planned(suites=["health", "bash"], checks=checks, off=off)), rows)
+    assert part.sentence.endswith("passed on singularity, of the suites health alone; 2 checks off.")
+    whole = decide(plan(planned(suites=list(SUITES), checks=checks, off=off)), rows)
+    assert whole.sentence.endswith("passed on singularity; 2 checks off.")
+    left_out = planned("docker", left_out="no engine", off=off)
+    assert "off" not in decide(plan(planned(suites=list(SUITES), checks=checks), left_out), rows).sentence
 
 
 def test_an_allocation_that_was_not_checked_is_incomplete() -> None:

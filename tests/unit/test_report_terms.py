@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from report_samples import CHECKS, plan, planned, record, verdict, verdicts
 
-from sifproof.records import Plan, PlannedWaiver, Verdict
+from sifproof.records import IdleWaiver, Plan, PlannedWaiver, Verdict
 from sifproof.report.decision import decide
 from sifproof.report.terminal import closing_lines
 from sifproof.report.terms import terms_of
@@ -63,6 +63,63 @@ def test_states_of_waivers() -> None:
     rows = [verdict("bash.output", verdict="not-measured"), verdict("bash.output", allocation="b")]
     assert terms_of(run, rows).waivers[0].state == "no longer needed"
     assert terms_of(run, [*rows, verdict("bash.output", allocation="c", verdict="waived")]).waivers[0].state == "used"
+
+
+def idle(check: str, state: str, until: datetime.date = TOMORROW) -> IdleWaiver:
+    return IdleWaiver.model_validate({"check": check, "reason": f"about {check}", "until": until, "state": state})
+
+
+def test_every_report_shows_waivers_that_count_for_nothing(tmp_path: Path) -> None:
+    box = planned(
+        idle_waivers=[
+            idle("storage.*", "not looked at", YESTERDAY),
+            idle("image.sif", "does not apply"),
+            idle("bash.*", "another counts"),
+        ],
+        waivers={"bash.output": waiver()},
+    )
+    gone = planned("docker", left_out="no engine", waivers={"bash.output": waiver(reason="ticket 8")})
+    run, rows = plan(box, gone), verdicts("singularity", bash_output={"verdict": "waived"})
+    assert closing_lines(decide(run, rows), Path("r"))[1:5] == [
+        "waiver singularity: bash.output until 2026-01-03, used (ticket 7)",
+        "waiver singularity: storage.* ended on 2026-01-01, not looked at, expired (about storage.*)",
+        "waiver singularity: image.sif until 2026-01-03, does not apply (about image.sif)",
+        "waiver singularity: bash.* until 2026-01-03, another counts (about bash.*)",
+    ]
+    write_reports(record(tmp_path, run, rows), tmp_path)
+    terms = json.loads((tmp_path / "verdict.json").read_text())["terms"]["waivers"]
+    assert [(t["sandbox"], t["check"], t["state"], t["ended"]) for t in terms] == [
+        ("singularity", "bash.output", "used", False),
+        ("singularity", "storage.*", "not looked at", True),
+        ("singularity", "image.sif", "does not apply", False),
+        ("singularity", "bash.*", "another counts", False),
+        ("docker", "bash.output", "not looked at", False),
+    ]
+    root = ET.parse(tmp_path / "junit.xml").getroot()
+    (suite,) = (suite for suite in root if suite.get("name") == "waivers")
+    assert [
+        (case.get("classname"), case.get("name"), case.find("skipped").get("message"))  # type: ignore[union-attr]
+        for case in suite.iterfind("testcase")
+    ] == [
+        ("singularity.waivers", "storage.*", "until 2026-01-01, not looked at, expired: about storage.*"),
+        ("singularity.waivers", "image.sif", "until 2026-01-03, does not apply: about image.sif"),
+        ("docker.waivers", "bash.output", "until 2026-01-03, not looked at: ticket 8"),
+    ]
+    properties = {item.get("name"): item.get("value") for item in root.iterfind(".//property")}
+    assert properties["waiver.bash.*"] == "until 2026-01-03, another counts: about bash.*"
+    with (tmp_path / "summary.tsv").open(newline="") as stream:
+        said = {row["sandbox"]: row["waivers"] for row in csv.DictReader(stream, delimiter="\t")}
+    assert said == {
+        "singularity": "bash.output: used; storage.*: not looked at, expired; image.sif: does not apply; "
+        "bash.*: another counts",
+        "docker": "bash.output: not looked at",
+    }
+    page = (tmp_path / "report.html").read_text()
+    for words in ("about storage.*", "not looked at, expired", "about image.sif", "does not apply", "ticket 8"):
+        assert words in page
+    # A link needs a place that it goes to.
+    assert 'href="#check-bash-output"' in page
+    assert "#check-storage" not in page
 
 
 def test_a_waiver_ends_with_its_last_day() -> None:

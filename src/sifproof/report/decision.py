@@ -336,6 +336,8 @@ def _sentence(outcome: Outcome, plan: Plan, counted: Sequence[Verdict], reasons:
         text += f", {waived} waived" if waived else ""
         loose = sum(row.verdict in FAILED for row in counted if not row.required)
         text += f"; {_number(loose, 'advisory check')} failed" if loose else ""
+        off = sum(len(sandbox.off) for sandbox in plan.sandboxes if not sandbox.left_out)
+        text += f"; {_number(off, 'check')} off" if off else ""
     elif outcome is Outcome.REJECTED and checks:
         failed = sum(bool(reason.check) for reason in weightiest)
         text = f"{failed} of {_number(len(required), 'required check')} failed on {where}: {_listed(checks, 3)}"
@@ -356,8 +358,13 @@ def _sentence(outcome: Outcome, plan: Plan, counted: Sequence[Verdict], reasons:
 
 def _part(plan: Plan) -> str:
     """Which suites were run, where that is not all there are."""
-    run = {suite for sandbox in plan.sandboxes for suite in sandbox.suites if suite != TEARDOWN}
-    return "" if run >= set(SUITES) else f", of the suites {_listed(sorted(run, key=SUITES.index))} alone"
+    measured = [sandbox for sandbox in plan.sandboxes if not sandbox.left_out]
+    asked = {suite for sandbox in measured for suite in sandbox.suites if suite != TEARDOWN}
+    if asked >= set(SUITES):
+        return ""
+    checks = [check.partition(".")[0] for sandbox in measured for check in sandbox.checks]
+    run = asked & set(checks) if checks else asked
+    return f", of the suites {_listed(sorted(run, key=SUITES.index))} alone"
 
 
 def _number(count: int, thing: str) -> str:

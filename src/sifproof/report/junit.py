@@ -18,7 +18,7 @@ from sifproof.errors import Fault
 from sifproof.report.decision import Decision, Reason
 from sifproof.report.escaping import one_line, xml_text
 from sifproof.report.tables import LEFT_OUT, rows
-from sifproof.report.terms import FAILED, OffTerm, Terms
+from sifproof.report.terms import FAILED, OffTerm, Terms, WaiverTerm
 
 
 class _Case(TestCase):
@@ -54,6 +54,10 @@ def render(checks: pd.DataFrame, decision: Decision, run: str, started: str = ""
         terms = decision.terms.of(str(sandbox))
         for check, text in _properties(terms, str(suite)):
             suites[-1].add_property(xml_text(check), xml_text(text))
+    there = {suite.name for suite in suites}
+    idle = [w for w in decision.terms.waivers if f"{w.sandbox}.{w.check.partition('.')[0]}" not in there]
+    if idle:
+        suites.append(_suite("waivers", [_waiver_case(term) for term in idle], started))
     if decision.terms.off:
         suites.append(_suite("off", [_off_case(term) for term in decision.terms.off], started))
     # What no check stands for must be red here too.
@@ -83,10 +87,20 @@ def _properties(terms: Terms, suite: str) -> Iterator[tuple[str, str]]:
     """What the config says of the checks of ``suite``, by the name of a property."""
     for waiver in terms.waivers:
         if waiver.check.startswith(f"{suite}."):
-            yield f"waiver.{waiver.check}", f"until {waiver.until}, {waiver.state}: {waiver.reason}"
+            yield f"waiver.{waiver.check}", _said(waiver)
     for limit in terms.limits:
         if limit.check.startswith(f"{suite}."):
             yield f"limit.{limit.check}", f"{limit.limit:g} {limit.unit}".strip()
+
+
+def _said(waiver: WaiverTerm) -> str:
+    return f"until {waiver.until}, {waiver.said()}: {waiver.reason}"
+
+
+def _waiver_case(term: WaiverTerm) -> TestCase:
+    case = _new(f"{term.sandbox}.waivers", term.check, 0.0)
+    case.result = [Skipped(one_line(xml_text(_said(term)), 300), "waiver")]
+    return case
 
 
 def _off_case(term: OffTerm) -> TestCase:

@@ -115,6 +115,7 @@ def render(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame, descr
         reasons=list(_reasons(verdict, recorded, describe)),
         columns=measured,
         suites=list(_matrix(checks, measured, describe)),
+        shown=set(checks["check"]),
         terms=verdict.terms,
         waited=float(checks["waited_s"].sum()),
         timings=list(_timing_groups(recorded, checks)),

@@ -43,6 +43,7 @@ class SummaryRow(BaseModel):
     not_measured: int = Field(alias="not-measured", description="checks that were not measured")
     advisory: int = Field(description="checks that failed, or passed only sometimes, and are not required")
     off: int = Field(description="checks of its suites that the config turned off")
+    waivers: str = Field(description="waivers of the config with their states")
     allocations: int = Field(description="allocations that were checked")
     expected: int = Field(description="allocations that the plan asks for")
     nodes: str = Field(description="names of the Nomad nodes, separated by spaces")
@@ -100,6 +101,7 @@ def summary_table(recorded: Recorded, decision: Decision) -> pd.DataFrame:
         own = checks[checks["sandbox"] == sandbox.name]
         counts = own["verdict"].value_counts()
         facts = image_facts(recorded.images.get(sandbox.name, {}))
+        terms = decision.terms.of(sandbox.name)
         row = SummaryRow(
             run=recorded.plan.run,
             sandbox=sandbox.name,
@@ -114,7 +116,8 @@ def summary_table(recorded: Recorded, decision: Decision) -> pd.DataFrame:
             waived=int(counts.get("waived", 0)),
             not_measured=int(counts.get("not-measured", 0)),
             advisory=int((own["verdict"].isin(list(FAILED)) & ~own["required"]).sum()),
-            off=len(decision.terms.of(sandbox.name).off),
+            off=len(terms.off),
+            waivers="; ".join(f"{term.check}: {term.said()}" for term in terms.waivers),
             allocations=own["allocation"].loc[lambda ids: ids != ""].nunique(),
             expected=sandbox.count,
             nodes=" ".join(node for node in own["node"].unique() if node),

@@ -43,7 +43,7 @@ def _terms(terms: Terms, most: int) -> list[str]:
     said = []
     for waiver in terms.waivers:
         until = f"{'ended on' if waiver.ended else 'until'} {waiver.until}"
-        said.append(f"waiver {waiver.sandbox}: {waiver.check} {until}, {waiver.state} ({waiver.reason})")
+        said.append(f"waiver {waiver.sandbox}: {waiver.check} {until}, {waiver.said()} ({waiver.reason})")
     failing = terms.failing()
     said += [
         f"advisory {t.sandbox}: {t.check} {t.verdict} (not required: {t.reason}): {t.text}" for t in failing[:most]

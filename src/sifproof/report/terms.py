@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sifproof.records import Plan, PlannedSandbox, Verdict
+from sifproof.records import IdleState, Plan, PlannedSandbox, PlannedWaiver, Verdict
 
-State = Literal["used", "expired", "no longer needed", "not looked at"]
+State = Literal["used", "expired", "no longer needed"] | IdleState
 
 FAILED = frozenset({"fail", "flaky"})
+_IDLE = frozenset(get_args(IdleState))
 
 
 class WaiverTerm(BaseModel):
-    """A waiver for one check."""
+    """A waiver, by the check that it counts for; one that counts for none is there as well."""
 
     model_config = ConfigDict(extra="forbid")
 
     sandbox: str = Field(description="name of the sandbox")
-    check: str = Field(description="id of the check")
+    check: str = Field(description="id of the check; of a waiver that counts for none what the config names")
     reason: str = Field(description="why the check may fail, as the config says")
     until: datetime.date = Field(description="last day that the waiver counts")
     ended: bool = Field(description="whether that day is over")
     state: State = Field(
         description="used: the check failed and that was waived; expired: it failed, and the day is over; no longer "
-        "needed: it passed; not looked at: it was not measured"
+        "needed: it passed; not looked at: it was not measured, is off, or its suite was not run; does not apply: it "
+        "is for other drivers; another counts: another waiver says more of it"
     )
+
+    def said(self) -> str:
+        """The state, and what the day adds to it."""
+        return f"{self.state}, expired" if self.ended and self.state in _IDLE else self.state
 
 
 class AdvisoryTerm(BaseModel):
@@ -96,13 +102,13 @@ def terms_of(plan: Plan, verdicts: Sequence[Verdict]) -> Terms:
     """The terms of ``plan``, and what ``verdicts`` made of them."""
     terms = Terms()
     for sandbox in plan.sandboxes:
-        if sandbox.left_out:
-            continue
         rows: dict[str, list[Verdict]] = {}
         for row in verdicts:
             if row.run == plan.run and row.sandbox == sandbox.name:
                 rows.setdefault(row.check, []).append(row)
         terms.waivers += _waivers(sandbox, rows, plan.started)
+        if sandbox.left_out:
+            continue
         for check, reason in sandbox.advisory.items():
             worst = min(rows.get(check, []), key=lambda row: _WORST_FIRST.index(row.verdict), default=None)
             word, text = (worst.verdict, worst.message) if worst else ("", "")
@@ -118,6 +124,12 @@ def terms_of(plan: Plan, verdicts: Sequence[Verdict]) -> Terms:
 
 
 def _waivers(sandbox: PlannedSandbox, rows: dict[str, list[Verdict]], started: str) -> Iterator[WaiverTerm]:
+    def term(check: str, waiver: PlannedWaiver, state: State) -> WaiverTerm:
+        # ISO 8601, UTC: the day comes first.
+        ended = bool(started) and waiver.until.isoformat() < started[:10]
+        named = {"sandbox": sandbox.name, "check": check, "reason": waiver.reason, "until": waiver.until}
+        return WaiverTerm.model_validate({**named, "ended": ended, "state": state})
+
     for check, waiver in sandbox.waivers.items():
         words = {row.verdict for row in rows.get(check, [])}
         state: State = "not looked at"
@@ -127,12 +139,6 @@ def _waivers(sandbox: PlannedSandbox, rows: dict[str, list[Verdict]], started: s
             state = "expired"
         elif "pass" in words:
             state = "no longer needed"
-        yield WaiverTerm(
-            sandbox=sandbox.name,
-            check=check,
-            reason=waiver.reason,
-            until=waiver.until,
-            # ISO 8601, UTC: the day comes first.
-            ended=bool(started) and waiver.until.isoformat() < started[:10],
-            state=state,
-        )
+        yield term(check, waiver, state)
+    for idle in sandbox.idle_waivers:
+        yield term(idle.check, idle, idle.state)
