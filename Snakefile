@@ -10,10 +10,11 @@ min_version("9.27")
 sys.path.insert(0, os.path.join(workflow.basedir, "src"))
 from sifproof import pipeline
 
-# Snakemake lays the files of the command line over this one, wherever it is named.
 files = list(workflow.config_settings.configfiles)
 if "sandboxes" not in config:
-    files.insert(0, pipeline.readable(os.path.join(workflow.basedir, "config", "config.yaml")))
+    # The first, for Snakemake lays those of the command line over it.
+    default = os.path.join(workflow.basedir, "config", "config.yaml")
+    files.insert(0, pipeline.readable(default))
 
     configfile: files[0]
 

@@ -553,7 +553,7 @@ def _misread(node: yaml.Node | None, path: Path, where: Location, seen: set[int]
                     yield f"{begin} stands in line {lines[word]} too, and only one of them can count; take one out"
                 if key.tag == f"{_TAG}bool" and word != "off":
                     allowed = [] if where == ("sandboxes",) else _allowed(Settings, here)
-                    mend = f"allowed are {', '.join(allowed)}" if allowed else "put it in quotes where the word is meant"
+                    mend = f"allowed are {', '.join(allowed)}" if allowed else "put it in quotes to mean the word"
                     yield f"{begin}: YAML takes this key for true or false; {mend}"
                 lines.setdefault(word, line)
             yield from _misread(value, path, here, seen)
