@@ -67,9 +67,17 @@ def run_suite(
             image=pathlib.Path(image),
         )
         server = server_of(placement)
-        with server.keep:
-            there = context.at(allocation.node_name, allocation.id)
+        there = context.at(allocation.node_name, allocation.id)
+        try:
             yield from run_checks(checks, server, there, blocked=guards.get(allocation.id, ""))
+        finally:
+            try:
+                server.keep.close()
+            except Exception as error:  # it is no news about the server, and the verdicts are there
+                there.say(
+                    f"What suite {name} started beside allocation {allocation.id} could not all be ended: {error} "
+                    f"What is left of it ends with the run's jobs; their ids begin with {planned.job_id}."
+                )
 
 
 def _planned(suite: str, planned: PlannedSandbox) -> list[registry.Check]:
