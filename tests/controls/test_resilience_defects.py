@@ -9,6 +9,7 @@ import requests
 from catalogue import control
 from placed import red, verdicts
 
+from sifproof import config
 from sifproof.checks import registry, resilience
 from sifproof.nomad.client import connect
 
@@ -50,10 +51,20 @@ LINES = {
 for _name, (_, _red, _sentence) in LINES.items():
     control(_name, "job", *_red, sentence=_sentence)
 
+SERVE = 'python3 /app/sandbox_server.py "$@"'
+MUTE = control(
+    "mute-about-its-port",
+    "server",
+    "resilience.port-taken",
+    sentence="The server tries for ever to get its port when another has it, and says nothing.",
+)
+PORT_ONLY = {"off": ["persistence.*", "resilience.[!p]*"]}
+
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(resilience, "_WORKS_S", 2.0)
+    monkeypatch.setattr(resilience, "_TAKEN_S", 5.0)
 
 
 def looked_at(expected) -> dict:
@@ -81,9 +92,61 @@ def test_a_defect_of_the_job(house, name):
         assert red(verdicts(server, SUITES)) == set(expected)
 
 
-@pytest.mark.parametrize("driver", ["singularity", "docker"])
-def test_all_green_without_a_defect(house, driver):
-    with house.sandbox(f"well-{driver}", driver=driver) as server:
+def with_a_shell(line: str) -> dict:
+    return {"command": ["sh", "-c", line, "sh"], "policy": PORT_ONLY}
+
+
+def test_a_server_that_is_mute_about_its_port(house):
+    with house.sandbox("mute", **with_a_shell(f"until {SERVE} 2> /dev/null; do sleep 0.2; done")) as server:
+        found = verdicts(server, SUITES)
+    assert red(found) == set(MUTE.red)
+    assert "neither listens nor ends within 5 s" in found["resilience.port-taken"].message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [f"exec {SERVE} 2>&1", f"until {SERVE}; do sleep 0.2; done"],
+    ids=["ends, and says why to stdout", "tries again, and says why"],
+)
+def test_a_server_may_say_in_its_own_way_that_its_port_is_taken(house, line):
+    with house.sandbox("says-it", **with_a_shell(line)) as server:
+        (found,) = verdicts(server, SUITES).values()
+        assert server.bash("ls -A").output == ""
+    assert found.verdict == "pass" and "in use" in found.message.lower()
+
+
+def memory_of(house, part: float) -> int:
+    with house.cluster.connect(config.Nomad()) as client:
+        (node,) = (client.get("node", node["ID"]) for node in client.get("nodes") if node["Status"] == "ready")
+    return int(node["NodeResources"]["Memory"]["MemoryMB"] * part)
+
+
+def test_a_node_without_room_for_a_twin_is_not_the_servers_fault(house):
+    with house.sandbox("large", memory=memory_of(house, 0.6), policy={"off": ["resilience.agent"]}) as server:
+        found = verdicts(server, ["resilience"])
+    assert {check: v.verdict for check, v in found.items()} == dict.fromkeys(found, "not-measured")
+    assert "too little memory left" in found["resilience.port-taken"].message
+
+
+def test_one_slot_of_a_server_that_writes_in_place(house):
+    """To write a file anew that fills the disk frees it first: that would be no write to a full disk."""
+    second = HERE.parent / "second_server"
+    with house.sandbox(
+        "one-slot",
+        slots=1,
+        binds=[f"{second}:/second:ro"],
+        command=["python3", "/second/server.py"],
+        policy={"off": ["persistence.*", "resilience.[!d]*"]},
+    ) as server:
+        (found,) = verdicts(server, SUITES).values()
+    assert found.verdict == "pass", found
+
+
+@pytest.mark.parametrize(("driver", "more"), [("singularity", {}), ("docker", {"read_only": True})])
+def test_all_green_without_a_defect(house, driver, more):
+    """On a node with room for the sandbox and one twin of it at a time."""
+    memory = memory_of(house, 0.4)
+    with house.sandbox(f"well-{driver}", driver=driver, memory=memory, **more) as server:
         found = verdicts(server, SUITES)
         assert found.keys() == {c for c, check in registry.load().items() if check.suite in SUITES} - (
             {"resilience.port-taken"} if driver == "docker" else set()
@@ -91,6 +154,8 @@ def test_all_green_without_a_defect(house, driver):
         assert {check: verdict.message for check, verdict in found.items() if verdict.verdict != "pass"} == {}
         # Later stages find the server as it was.
         assert server.client.health()["status"] == "ok"
+        twins = [job["ID"] for job in server.placed.nomad.get("jobs") if "-twin-" in job["ID"]]
+        assert len(twins) <= 1, "those of the checks before the last are gone"
 
 
 def test_what_the_smallest_token_does_not_allow(house):

@@ -16,7 +16,13 @@ from sifproof.nomad.client import ForbiddenError, NotFoundError
 from sifproof.nomad.restart import last_start_ns, wait_started_again
 
 _SLOTS = 8
-"""How many slots are looked at."""
+SLOTS_LOOKED_AT = f"every slot (of more than {_SLOTS}, the first {_SLOTS - 1} and the last)"
+
+
+def looked_at(server: Server) -> list[int]:
+    """Numbers of the slots that :data:`SLOTS_LOOKED_AT` names."""
+    every = range(server.slots)
+    return list(every) if len(every) <= _SLOTS else [*every[: _SLOTS - 1], every[-1]]
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,13 @@ class Kept:
 
 
 def write_files(server: Server) -> list[Kept]:
-    """A file in each of the first slots by ``write_file``, and one by ``bash``; removed when the suite is over.
+    """A file by ``write_file`` in each slot that is looked at, and one by ``bash``; removed when the suite is over.
 
     Raises :class:`SifproofError` where the server says that it can't.
     """
     folder = nonce()
     files = []
-    for slot in range(min(server.slots, _SLOTS)):
+    for slot in looked_at(server):
         server.keep.callback(_remove, server, folder, slot)
         for tool in ("write_file", "bash"):
             kept = Kept(slot, tool, f"{folder}/{tool}/file", nonce())
@@ -81,7 +87,7 @@ def _not_through_nomad(server: Server, kept: Kept) -> list[str]:
 
 @check(
     "persistence.in-allocation",
-    "What `write_file` and `bash` write, in every slot, is in the allocation's directory, read through Nomad.",
+    f"What `write_file` and `bash` write, in {SLOTS_LOOKED_AT}, is in the allocation's directory, read through Nomad.",
     why="Results are collected from there; what lies in the container's own file system goes with it.",
     todo="Look at `--data-dir`, at the binds, and at which file system each slot's workspace is on.",
 )

@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shlex
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from sifproof.checks.health import ready
-from sifproof.checks.persistence import Kept, lost, write_files
+from sifproof.checks.persistence import SLOTS_LOOKED_AT, Kept, looked_at, lost, write_files
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
 from sifproof.checks.server import Server, nonce
 from sifproof.checks.suite import server_of
-from sifproof.deploy import free_port
 from sifproof.errors import SifproofError
 from sifproof.nomad import second, signals, traces, twin
-from sifproof.nomad.allocations import parse_allocation
+from sifproof.nomad.allocations import Allocation, get_job_allocations, parse_allocation
 from sifproof.nomad.client import NotFoundError
 from sifproof.nomad.probe import ProbeError
 from sifproof.nomad.restart import last_start_ns, wait_started_again
-from sifproof.nomad.submit import wait_for_allocations
+from sifproof.nomad.submit import failure_of, last_words, wait_for_allocations
 from sifproof.sandbox.client import SandboxClient, ServerError
 
 _ANSWERS_S = 1.0
@@ -33,6 +32,14 @@ _WORKS_S = 10.0
 
 _TAKEN_S = 20.0
 """How long a server may take to find that its port is taken."""
+
+_TRIES = 4
+"""How often it is tried whether two servers share a port: each misses it one time in two."""
+
+_LOGGED_S = 2.0
+"""How long Nomad may take to write down the last words of a server."""
+
+_IN_USE = re.compile(r"(address|port)\b.{0,200}\bin use|EADDRINUSE|already allocated", re.IGNORECASE)
 
 _BACK_S = 60.0
 """How long an agent may take to have its allocations back."""
@@ -59,7 +66,15 @@ def _twin(server: Server) -> Server:
     """The twin that is killed and stopped."""
     placed = server.placed
     job = twin.create_twin(placed.job, node_id=placed.allocation.node_id)
-    return server.share("twin", lambda: _start(server, job, server.keep))
+    return server.share("twin", lambda: _start(server, job, _kept(server)))
+
+
+def _kept(server: Server) -> contextlib.ExitStack:
+    """What the checks of the twin that is killed and stopped share: closed by the check after them.
+
+    A node needs room for one twin at a time, and no more.
+    """
+    return server.share("kept", lambda: server.keep.enter_context(contextlib.ExitStack()))
 
 
 def _second(server: Server) -> second.SecondClient:
@@ -200,69 +215,89 @@ def _unable(there: Server) -> str:
 
 @check(
     "resilience.port-taken",
-    "Where another process holds its static port, the server ends and says that the address is in use.",
-    why="A server that starts all the same shares its agents with a stranger; one that hangs looks like a slow start.",
-    todo="Let the server end with the error of its bind; don't set SO_REUSEPORT.",
+    "Where another process holds its port, the server says in its log that the address is in use, and ends or tries "
+    "again; it does not answer beside the other.",
+    why="A server that starts all the same shares its agents with a stranger; a mute one looks like a slow start.",
+    todo="Let the server end with the error of its bind, or log it; don't set SO_REUSEPORT.",
     drivers=("singularity",),
     once=True,
 )
 def port_taken(server: Server) -> Finding:
     placed = server.placed
-    nomad, node_id = placed.nomad, placed.allocation.node_id
-    port = free_port(nomad, placed.settings, placed.sandbox, placed.image.parent.parent / "jobs")
-    # A server that Nomad knows of, on a port of which it does not.
-    stranger = twin.create_twin(placed.job, node_id=node_id, restarts=False)
-    twin.listen_on(stranger, port)
-    job = twin.create_twin(placed.job, node_id=node_id, restarts=False, port=port)
-    within_s = placed.settings.nomad.placed_within_s
-    try:
-        holder = server.keep.enter_context(twin.running(nomad, stranger, within_s))
-        holding = server_of(
-            dataclasses.replace(placed, job=stranger, allocation=holder.model_copy(update={"port": port}))
-        )
-        answered = ready(holding)
-    except SifproofError as error:
-        raise NotMeasured(f"a server to hold the port did not start: {error}") from None
-    if not answered.passed:
-        raise NotMeasured(f"a server to hold the port did not answer: {answered.saw}")
-    # Not `running`, which stops it: it is to end by itself, and what it said is read first.
-    nomad.register(job)
-    server.keep.callback(nomad.deregister, job["Job"]["ID"], purge=True)
-    try:
-        (allocation,) = wait_for_allocations(nomad, job["Job"]["ID"], 1, within_s)
-        there = server_of(dataclasses.replace(placed, job=job, allocation=allocation))
-        return expect(False, _beside(there))
-    except SifproofError as error:
-        text = str(error)
-        told = "in use" in text.lower() or "EADDRINUSE" in text or "already allocated" in text
-        return expect(told, f"port {port} taken: {text}")
-
-
-def _beside(there: Server) -> str:
-    """What a server does that did not end though its port is taken; raises :class:`SifproofError` when it ends."""
-    nomad, allocation = there.placed.nomad, there.placed.allocation
-    end = time.monotonic() + min(_TAKEN_S, there.ready_within_s)
-    index = 0
-    while time.monotonic() < end:
-        _, index = nomad.wait_for_change("allocation", allocation.id, index=index, wait_s=0.3)
-        there.ask_nomad()
-        # Of two that listen on one port, the kernel picks one for each connection.
-        name = f".{nonce()}"
+    nomad, port = placed.nomad, placed.allocation.port
+    # A server that Nomad knows of, on a port of which it does not: that of the sandbox itself.
+    job = twin.create_twin(placed.job, node_id=placed.allocation.node_id, restarts=False)
+    twin.listen_on(job, port)
+    _kept(server).close()
+    with contextlib.ExitStack() as keep:
         try:
-            SandboxClient(there.client.url).write_file(there.slot(), name, name)
-            there.read_allocation_file(f"{there.slot()}/{name}")
+            keep.enter_context(twin.submitted(nomad, job))
+            allocation = _begun(server, job["Job"]["ID"])
+        except SifproofError as error:
+            raise NotMeasured(f"a server to find its port taken did not start: {error}") from None
+        there = dataclasses.replace(placed, job=job, allocation=allocation.model_copy(update={"port": port}))
+        try:
+            passed, saw = _beside(server_of(there))
+        except ServerError as error:
+            passed, saw = False, f"the server that held it does not answer any more: {error}"
+        except SifproofError as error:
+            raise NotMeasured(f"what a server whose port is taken does could not be seen: {error}") from None
+        return expect(passed, f"port {port} taken: {saw}")
+
+
+def _begun(server: Server, job_id: str) -> Allocation:
+    """The allocation of ``job_id``, whose server runs, or has run; else :class:`SifproofError` is raised."""
+    nomad, within_s = server.placed.nomad, server.placed.settings.nomad.placed_within_s
+    try:
+        return wait_for_allocations(nomad, job_id, 1, within_s)[0]
+    except SifproofError:
+        ended = [one for one in get_job_allocations(nomad, job_id) if last_start_ns(one)]
+        if not ended:
+            raise
+        return ended[0]
+
+
+def _beside(there: Server) -> tuple[bool, str]:
+    """Whether a server whose port is taken says so, and does nothing else; and what was seen of it."""
+    nomad, allocation = there.placed.nomad, there.placed.allocation
+    within_s = min(_TAKEN_S, there.ready_within_s)
+    end, index, ended = time.monotonic() + within_s, 0, None
+    while True:
+        if _shares(there):
+            return False, "the server listens on it beside the one that holds it, and gets part of what is sent to it"
+        words = [last_words(nomad, allocation, stream) for stream in ("stderr", "stdout")]
+        if said := next((text for text in words if _IN_USE.search(text)), ""):
+            return True, f"the last words of the server were: {said}"
+        if time.monotonic() > end:
+            did = str(ended or f"the server neither listens nor ends within {within_s:g} s")
+            return False, f"{did} It wrote no word of it: {' | '.join(filter(None, words)) or 'nothing at all'}"
+        raw, index = nomad.wait_for_change("allocation", allocation.id, index=index, wait_s=0.3)
+        if not ended and (ended := failure_of(nomad, parse_allocation(raw))):
+            end = time.monotonic() + _LOGGED_S
+
+
+def _shares(there: Server) -> bool:
+    """Whether some of what is sent to the port arrives at this server, though another holds it."""
+    for _ in range(_TRIES):
+        # Of two that listen on one port, the kernel picks one for each connection.
+        there.client, name = SandboxClient(there.client.url), f".{nonce()}"
+        written = there.write(name, name)
+        if not written.success:
+            raise SifproofError("The server that holds the port can't write", why=str(written))
+        try:
+            there.read_slot_file(name)
+            return True
         except NotFoundError:
             continue
-        except ServerError as error:
-            return f"the server that held the port does not answer any more: {error}"
-        return "the server listens on the port beside the one that holds it, and gets part of what is sent to it"
-    return f"the server neither listens nor ends within {min(_TAKEN_S, there.ready_within_s):g} s"
+        finally:
+            there.bash(f"rm -f {name}")
+    return False
 
 
 @check(
     "resilience.disk-full",
-    "On a full disk, `write_file` and `bash` fail and say so, in every slot, `/health` answers, and when space is "
-    "freed writing works again.",
+    f"On a full disk, `write_file` and `bash` fail and say so, in {SLOTS_LOOKED_AT}, `/health` answers, and when space "
+    "is freed writing works again.",
     why="A write that is answered with success and lost is found out when the work is gone.",
     todo="Look for errors of write, fsync and close that the server drops.",
     once=True,
@@ -271,30 +306,37 @@ def disk_full(server: Server) -> Finding:
     placed = server.placed
     job = twin.create_twin(placed.job, node_id=placed.allocation.node_id)
     twin.give_small_disk(job)
-    there = _start(server, job, server.keep)
-    word, fill, other = nonce(), nonce(), min(1, server.slots - 1)
+    _kept(server).close()
+    with contextlib.ExitStack() as keep:
+        return _filled(_start(server, job, keep))
+
+
+def _filled(there: Server) -> Finding:
+    word, fill, slots = nonce(), nonce(), looked_at(there)
     kept = there.write(word, word)
-    space = there.bash("df -Pk . | awk 'END { print $4 }'")
-    if not space.output.strip().isdigit():
+    space = there.bash("df -Pk .")
+    columns = re.search(r"\s\d+\s+\d+\s+(\d+)\s+\d+%\s", space.output)
+    if not columns:
         raise NotMeasured(f"`df` in the sandbox does not tell how large its disk is: {space}")
-    free = int(space.output) << 10
+    free = int(columns[1]) << 10
     if free > 512 * _MIB:
         raise NotMeasured(f"the small file system of the node has {free // _MIB} MiB free: too large to be filled")
     full = there.bash(f"dd if=/dev/zero of={fill} bs=65536 count={free // 65536 + 64}", timeout_s=120)
     # To the last byte: what a page or a block still holds would be a write that works.
     there.bash(f"while echo {word} >> {fill}; do :; done 2>/dev/null", timeout_s=120)
     wrong = [f"filling it by bash: {full}"] if full.success or not full.exit_code else []
-    for slot in (0, other):
-        written = there.write(fill, word * 1000, slot=slot) if slot == other else there.write(f"{fill}.w", word * 1000)
+    for slot in slots:
+        # Files of their own: to write one anew that takes up space may free it first.
+        written = there.write(f"{fill}.w", word * 1000, slot=slot)
         if written.success or not written.error:
             wrong.append(f"write_file in slot {slot}: {written}")
-        ran = there.bash(f"echo {shlex.quote(word * 1000)} > {fill}.b", slot=slot)
+        ran = there.bash(f"echo {word * 1000} > {fill}.b", slot=slot)
         if ran.success or not ran.exit_code:
             wrong.append(f"bash in slot {slot}: {ran}")
     there.client.health()
     before = there.read(word)
-    there.bash(f"rm -f {fill} {fill}.*")
-    there.bash(f"rm -f {fill} {fill}.*", slot=other)
+    for slot in slots:
+        there.bash(f"rm -f {fill} {fill}.*", slot=slot)
     again = there.write(fill, word)
     seen = there.bash(f"cat {fill}")
     if not kept.success or before.output != word:
@@ -319,6 +361,7 @@ def agent(server: Server) -> Finding:
     placed = server.placed
     if not placed.cluster.local:
         raise NotApplicable("the cluster is not this run's own: nobody kills agents that others use")
+    _kept(server).close()
     with contextlib.ExitStack() as keep:
         try:
             client = _second(server)

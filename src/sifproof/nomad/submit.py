@@ -262,10 +262,10 @@ def _crashed(client: Client, allocation: Allocation, event: Event, where: str) -
     )
 
 
-def last_words(client: Client, allocation: Allocation) -> str:
-    """The last lines that the task of ``allocation`` wrote to stderr, on one line; empty where it wrote none."""
+def last_words(client: Client, allocation: Allocation, stream: str = "stderr") -> str:
+    """The last lines that the task of ``allocation`` wrote to ``stream``, on one line; empty where it wrote none."""
     try:
-        text = client.logs(allocation.id, allocation.task, "stderr", 4096)
+        text = client.logs(allocation.id, allocation.task, stream, 4096)
     except SifproofError as error:  # a node that is gone can't be asked; the crash is the news
         return f"(not readable: {error})"
     lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad.allocations import Allocation
-from sifproof.nomad.client import Client
+from sifproof.nomad.allocations import TERMINAL, Allocation
+from sifproof.nomad.client import BLOCK_S, Client
 from sifproof.nomad.job import PORT_LABEL, quote
 from sifproof.nomad.submit import wait_for_allocations
 
@@ -28,6 +29,9 @@ _RESTARTS = {
     "Mode": "fail",
 }
 _DISK_MIB = 32
+_ENDS_S = 15.0
+"""How long a twin is waited for that was told to end: its kill_timeout, and what Nomad and a busy node take."""
+
 _DATA_BIND = '--bind "$NOMAD_ALLOC_DIR/data:/data"'
 _LIFETIME = "timeout --foreground"
 _CONTAINED = "--containall --no-eval"
@@ -36,12 +40,12 @@ _WORKDIR = '--workdir "$NOMAD_ALLOC_DIR/tmp"'
 
 
 def create_twin(
-    job: Mapping[str, Any], *, node_id: str = "", datacenter: str = "", restarts: bool = True, port: int | None = None
+    job: Mapping[str, Any], *, node_id: str = "", datacenter: str = "", restarts: bool = True
 ) -> dict[str, Any]:
     """A job like ``job`` under another id, with one allocation.
 
     ``node_id`` or ``datacenter`` say where it is placed. ``restarts``: Nomad starts it again when its server ends,
-    which it does not do for a sandbox under test. ``port`` is the static port it reserves; without one Nomad picks it.
+    which it does not do for a sandbox under test. Nomad picks its port.
     """
     twin: dict[str, Any] = {"Job": copy.deepcopy(dict(job["Job"]))}
     body = twin["Job"]
@@ -57,9 +61,7 @@ def create_twin(
     group["Count"] = 1
     if restarts:
         group["RestartPolicy"] = dict(_RESTARTS)
-    if port is not None:
-        group["Networks"] = [{"ReservedPorts": [{"Label": PORT_LABEL, "Value": port}]}]
-    elif _task(twin)["Driver"] == "raw_exec":
+    if _task(twin)["Driver"] == "raw_exec":
         group["Networks"] = [{"DynamicPorts": [{"Label": PORT_LABEL}]}]
     return twin
 
@@ -72,8 +74,8 @@ def give_small_disk(job: Mapping[str, Any]) -> None:
     """
     task = _task(job)
     if task["Driver"] == "docker":
-        options = [{"size": _DISK_MIB << 20}]
-        task["Config"]["mount"] = [{"type": "tmpfs", "target": "/alloc/data", "tmpfs_options": options}]
+        disk = {"type": "tmpfs", "target": "/alloc/data", "tmpfs_options": [{"size": _DISK_MIB << 20}]}
+        task["Config"]["mount"] = [*task["Config"].get("mount", []), disk]
     else:
         line = task["Config"]["args"][-1]
         mount = f'mount -t tmpfs -o size={_DISK_MIB}m tmpfs "$0" && exec "$@"'
@@ -115,11 +117,33 @@ def running(client: Client, job: Mapping[str, Any], deadline_s: float) -> Iterat
 
     Raises :class:`SifproofError` where it can't be placed or its task does not start.
     """
+    with submitted(client, job):
+        yield wait_for_allocations(client, job["Job"]["ID"], 1, deadline_s)[0]
+
+
+@contextlib.contextmanager
+def submitted(client: Client, job: Mapping[str, Any]) -> Iterator[None]:
+    """``job`` is submitted, whatever becomes of it; at the end it is stopped, its task has ended, and it is purged.
+
+    Raises :class:`SifproofError` where Nomad does not take it.
+    """
     job_id = job["Job"]["ID"]
     client.register(job)
     try:
-        yield wait_for_allocations(client, job_id, 1, deadline_s)[0]
+        yield
     finally:
         # What can't be told now is told when the run ends: the id begins with the run's.
         with contextlib.suppress(SifproofError):
+            client.deregister(job_id, purge=False)
+            # Until then Nomad counts what it reserved for it, and a node may have no room for the next.
+            _wait_ended(client, job_id)
+        with contextlib.suppress(SifproofError):
             client.deregister(job_id, purge=True)
+
+
+def _wait_ended(client: Client, job_id: str) -> None:
+    end, index = time.monotonic() + _ENDS_S, 0
+    while (left := end - time.monotonic()) > 0:
+        stubs, index = client.wait_for_change("job", job_id, "allocations", index=index, wait_s=min(BLOCK_S, left))
+        if all(stub["ClientStatus"] in TERMINAL for stub in stubs):
+            break
