@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import tarfile
+import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import image_samples as samples
@@ -18,6 +20,7 @@ from sifproof.image import convert, process
 from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
 from sifproof.image.source import host_architecture, parse
+from sifproof.records import Verdict
 from sifproof.sandbox.client import SandboxClient
 
 NUMBERS = {"amd64": 62, "arm64": 183}
@@ -251,12 +254,15 @@ def test_what_becomes_of_the_file_while_a_server_runs_from_it(house):
         assert "another file open" in found["image.on-node"].message
 
 
-def test_a_changed_sif_is_refused_before_it_starts(house):
-    file, sif = changed_copy(house, "refused")
+# A big file is read for a while, in which Nomad calls the task running.
+@pytest.mark.parametrize("takes_s", [0, 3])
+def test_a_changed_sif_is_refused_before_it_starts(house, takes_s):
+    name = f"refused-{takes_s}"
+    file, sif = changed_copy(house, name)
     flip(sif)
     with (
         pytest.raises(SifproofError, match=f"{sif} is not the image that was converted") as raised,
-        house.sandbox("refused", image=file),
+        house.sandbox(name, image=file, line=lambda line: f"sleep {takes_s}; {line}"),
     ):
         pass
     assert raised.value.fault is Fault.INFRASTRUCTURE
@@ -268,6 +274,40 @@ def test_who_does_not_want_to_wait_sees_it_afterwards(house):
     flip(sif)
     with house.sandbox("unverified", image=file, verify_image=False) as server:
         assert red(verdicts(server, ["image"])) == set(STARTED.red)
+
+
+def elsewhere(server: Server, **changes: str) -> Server:
+    """``server`` as if it were another allocation."""
+    other = server.placed.allocation.model_copy(update=changes)
+    return replace(server, placement=replace(server.placed, allocation=other))
+
+
+def test_what_only_the_kernel_has_open(house):
+    """As root, Apptainer has the kernel mount a SIF: no process has it open, and a loop device tells."""
+    file, sif = changed_copy(house, "mounted")
+    with house.sandbox("mounted", image=file) as server:
+        unseen = elsewhere(server, id=str(uuid.uuid4()))
+
+        def seen() -> Verdict:
+            return verdicts(unseen, ["image"])["image.on-node"]
+
+        assert (seen().verdict, "could not be seen" in seen().message) == ("pass", True)
+        loop = subprocess.run(["losetup", "--find", "--show", sif], check=True, capture_output=True, text=True).stdout
+        try:
+            assert (seen().verdict, "kernel has mounted" in seen().message) == ("pass", True)
+            shutil.copy(sif, sif.with_suffix(".new"))
+            sif.with_suffix(".new").replace(sif)
+            assert (seen().verdict, "which was replaced" in seen().message) == ("fail", True)
+        finally:
+            subprocess.run(["losetup", "--detach", loop.strip()], check=True)
+
+
+def test_a_node_that_can_not_be_asked_is_no_failure_of_the_image(house):
+    with house.sandbox("unasked") as server:
+        found = verdicts(elsewhere(server, node_id=str(uuid.uuid4()), node_name="gone"), ["image"])
+    unseen = {check: found[check] for check in ("image.on-node", "image.environment")}
+    assert {v.verdict for v in unseen.values()} == {"not-measured"}
+    assert all(v.required and "the node can't be asked" in v.message for v in unseen.values())
 
 
 def test_a_quote_in_the_environment(house):

@@ -16,7 +16,7 @@ from typing import Any
 from sifproof import stages, tools
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server
-from sifproof.errors import Fault
+from sifproof.errors import Fault, SifproofError
 from sifproof.image import daemon, fidelity, sif, squashfs, tree
 from sifproof.image.fidelity import Difference
 from sifproof.image.process import ToolFailure, capture
@@ -52,7 +52,10 @@ def compared(server: Server) -> Compared:
     """The image of ``server`` and its SIF; read once for each state of the SIF."""
     made = _provenance(server)
     if not made.key:
-        raise NotApplicable("the config names a SIF: there is no image to compare it with")
+        raise NotApplicable(
+            "the config names a SIF, made elsewhere: there is no image to compare it with; "
+            "that the node runs this file is judged by image.on-node"
+        )
     if not made.tree:
         reason = next((said for said in made.fallbacks if "were not listed" in said), "no list of its files was made")
         raise NotMeasured(f"the image can't be compared with the SIF: {reason}")
@@ -105,15 +108,29 @@ def on_node(server: Server) -> Finding:
 def _sif_on_node(server: Server) -> Finding:
     made, placed = _provenance(server), server.placed
     script = _ON_NODE.format(file=quote(str(Path(made.sif).resolve())), allocation=quote(placed.allocation.id))
-    said = placed.node.run(script, timeout_s=30 + 2 * made.size_bytes / _READ_BYTES_S)
-    seen = dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
+    seen = _on_the_node(server, script, timeout_s=30 + 2 * made.size_bytes / _READ_BYTES_S)
     file, held = (seen.get(key, "").removesuffix("-").strip() for key in ("file", "open"))
     saw = f"sha256 of the conversion {made.sha256}, of {made.sif} on the node {file or 'none: it can not be read'}"
-    if held == "same":
-        saw += ", which the running server has open"
-    elif held:
-        saw += f"; the running server has another file open, with {held}"
-    return expect(file == made.sha256 and held in {"", "same", made.sha256}, saw)
+    saw += _HELD.get(held, f"; the running server has another file open, with {held}")
+    return expect(file == made.sha256 and held in {"", "same", "mounted", made.sha256}, saw)
+
+
+# What holds the SIF of a container that runs. One that the kernel mounts, for root, no process has open.
+_HELD = {
+    "same": ", which the running server has open",
+    "mounted": ", which the node's kernel has mounted",
+    "replaced": "; the node's kernel has another file mounted, which was replaced by this one",
+    "": "; which file the running server has open could not be seen, so it is not known whether it began with this one",
+}
+
+
+def _on_the_node(server: Server, script: str, timeout_s: float = 30.0) -> dict[str, str]:
+    """What ``script`` prints on the node: the rest of each line by its first word."""
+    try:
+        said = server.placed.node.run(script, timeout_s=timeout_s)
+    except SifproofError as error:
+        raise NotMeasured(f"the node can't be asked: {error}") from None
+    return dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
 
 
 _ON_NODE = """\
@@ -126,6 +143,14 @@ for environ in $(grep -lsaF -e {allocation} /proc/[0-9]*/environ); do
     esac
   done
 done
+mounted=
+for backing in /sys/block/loop*/loop/backing_file; do
+  case $(cat "$backing" 2>/dev/null) in
+  "$file") mounted=mounted ;;
+  "$file (deleted)") mounted=${{mounted:-replaced}} ;;
+  esac
+done
+[ -z "$mounted" ] || echo "open $mounted"
 exit 0"""
 
 
@@ -214,8 +239,7 @@ def links(server: Server) -> Finding:
 def environment(server: Server) -> Finding:
     placed = server.placed
     given = compared(server).settings.get("Env") or []
-    said = placed.node.run(_ENVIRONMENT.format(allocation=quote(placed.allocation.id)))
-    seen = dict(line.split(" ", 1) for line in said.splitlines() if " " in line)
+    seen = _on_the_node(server, _ENVIRONMENT.format(allocation=quote(placed.allocation.id)))
     if not seen:
         raise NotMeasured("no process of the server's container could be read on the node")
     # What the config sets in their place is the config's matter.
