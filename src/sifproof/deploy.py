@@ -144,8 +144,7 @@ def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster,
             found = submission.wait_for_allocations(client, job_id, planned.count, left)
             running = time.monotonic()
             while wait(answers.values(), timeout=0.5).not_done and time.monotonic() < running + WATCHED_S:
-                if any(submission.failure_of(client, now) for now in get_job_allocations(client, job_id)):
-                    break
+                submission.check_alive(client, get_job_allocations(client, job_id))
     times = {id: at - begin for id, answer in answers.items() if (at := answer.result()) is not None}
     seconds = {"submit": submitted - begin, "place and start": running - submitted}
     if len(times) == len(answers):
