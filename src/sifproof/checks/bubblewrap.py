@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from sifproof.checks.isolation.slot import GIVEN_BY
+from sifproof.checks.isolation.slot import GIVEN_BY, WAITS_S, look_for_process
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
 from sifproof.nomad.job import DOCKER_PORT
@@ -76,11 +76,17 @@ _SERVER = "command -v grep >/dev/null || exit 127; grep -ls '[-]-data-dir' /proc
 """Prints the processes that were started as the job starts the server; grep(1) itself is none of them."""
 
 
+def _processes_of_others(server: Server, call: Callable[[str], Result]) -> list[str]:
+    """What a command of slot 1 sees of a process of slot 0, where there are two: a server may go by any name."""
+    return look_for_process(server, "cmdline", call) if server.slots > 1 else []
+
+
 @check(
     "bubblewrap.private-processes",
-    "A command that is said to be sandboxed has processes of its own: it does not see the server's.",
+    "A command that is said to be sandboxed has processes of its own: it sees neither the server's nor another slot's.",
     why="`sandboxed: true` is what callers rely on when they run code that they do not trust.",
     todo="Run bwrap with `--unshare-pid` and `--proc /proc`, and say `sandboxed` of such commands alone.",
+    waits_s=WAITS_S,
 )
 def private_processes(server: Server) -> Finding:
     result = _call(server, f"{_SERVER}; ls -d /proc/[0-9]* | wc -l")
@@ -88,7 +94,11 @@ def private_processes(server: Server) -> Finding:
     *seen, count = result.output.split() or ["no answer"]
     if not count.isdigit() or int(count) == 0:
         raise NotMeasured(f"the command's /proc shows nothing: {_said(result)}")
-    return expect(not seen, f"it sees the server as {', '.join(seen)}" if seen else f"it sees {count} processes")
+    if seen:
+        return expect(False, f"it sees the server as {', '.join(seen)}")
+    others = _processes_of_others(server, lambda command: _call(server, command, slot=1))
+    saw = f"it sees {count} processes"
+    return expect(not others, f"{saw}, and one of another slot's as {', '.join(others)}" if others else saw)
 
 
 def _only_where_claimed(result: Result) -> None:
@@ -128,6 +138,7 @@ def only_workspace_writable(server: Server) -> Finding:
     "`require_sandbox: true` is kept or refused: the command runs in a sandbox, or does not run at all.",
     why="Callers set it for code that must not run unprotected; a silent fallback runs it all the same.",
     todo="Let the server refuse the call where it can't make a sandbox.",
+    waits_s=WAITS_S,
 )
 def required(server: Server) -> Finding:
     return _kept_or_refused(server, "bash", "require_sandbox")
@@ -138,6 +149,7 @@ def required(server: Server) -> Finding:
     "`require_stateful_sandbox: true` of `bash_stateful` is kept or refused, where the server has that tool.",
     why="A shell that lives on outside of a sandbox is unprotected for as long as it lives.",
     todo="Let the server refuse the call where it can't make a sandbox.",
+    waits_s=WAITS_S,
 )
 def required_stateful(server: Server) -> Finding:
     known = server.client.execute(server.slot(), "bash_stateful", {"command": ":"})
@@ -146,21 +158,27 @@ def required_stateful(server: Server) -> Finding:
     try:
         return _kept_or_refused(server, "bash_stateful", "require_stateful_sandbox")
     finally:
-        server.client.execute(server.slot(), "bash_stateful", {"command": "exit"})
+        for slot in range(min(server.slots, 2)):
+            server.client.execute(server.slot(slot), "bash_stateful", {"command": "exit"})
 
 
 def _kept_or_refused(server: Server, tool: str, flag: str) -> Finding:
     name = nonce()
-    arguments: dict[str, Any] = {"command": f"echo ran > {name}; {_SERVER}; :", flag: True}
-    result = server.client.execute(server.slot(), tool, arguments)
+
+    def call(command: str, slot: int = 1) -> Result:
+        return server.client.execute(server.slot(slot), tool, {"command": command, flag: True})
+
+    result = call(f"echo ran > {name}; {_SERVER}; :", 0)
     ran = _call(server, f"rm {name}").success
     if not ran:
         return expect(not result.success and bool(result.error), f"refused: {_said(result)}")
-    seen = [word for word in result.output.split() if word.startswith("/proc/")]
-    return expect(
-        result.success and _claims(result) and not seen,
-        f"it ran: {_said(result)}" + (f"; it sees the server as {', '.join(seen)}" if seen else ""),
-    )
+    if not result.success or not _claims(result):
+        return expect(False, f"it ran: {_said(result)}")
+    if seen := [word for word in result.output.split() if word.startswith("/proc/")]:
+        return expect(False, f"it ran: {_said(result)}; it sees the server as {', '.join(seen)}")
+    others = _processes_of_others(server, call)
+    saw = f"; it sees a process of another slot as {', '.join(others)}" if others else ""
+    return expect(not others, f"it ran: {_said(result)}{saw}")
 
 
 @check(
@@ -176,19 +194,16 @@ def no_network(server: Server) -> Finding:
     without = _call(server, f"echo ran > {name}; {probe}", allow_network=False)
     if not _call(server, f"rm {name}").success:
         return expect(not without.success and bool(without.error), f"refused: {without}")
+    # How the network is cut is the server's affair: a name space of its own is one way of several.
     reached, still = _words(with_network, "open"), _words(without, "open")
-    same = set(_words(with_network, "in")) & set(_words(without, "in"))
-    routes = _words(without, "route")
     if still:
         return expect(False, f"it ran, and reached {', '.join(still)}")
-    if same:
-        return expect(False, f"it ran in the network of every other command, {same.pop()}")
-    if not reached and not _words(without, "in"):
-        raise NotMeasured(f"no connection could be tried, with network neither: {with_network}")
-    if routes:
-        return expect(False, f"it ran in a network with routes: {', '.join(routes)}")
-    tried = f"could not reach {', '.join(reached)} any more" if reached else "runs in an empty network of its own"
-    return expect(without.success, f"it ran, and {tried}: {without}")
+    if reached:
+        return expect(without.success, f"it ran, and could not reach {', '.join(reached)} any more: {without}")
+    empty = set(_words(without, "in")) - set(_words(with_network, "in"))
+    if not empty or _words(without, "route"):
+        raise NotMeasured(f"no connection could be had, with network neither: {with_network}")
+    return expect(without.success, f"it ran, in an empty network of its own: {without}")
 
 
 def _connections(server: Server) -> str:

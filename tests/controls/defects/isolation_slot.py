@@ -1,11 +1,13 @@
 """Slots that reach each other. Each changes how the server locks commands in."""
 
+import json
 import os
 import shutil
+import sys
 
 from defects import turns_red
 
-ALL = ("files-read", "files-written", "tmp", "tmp-own", "processes-seen", "processes-signalled", "environ")
+ALL = ("files-read", "files-written", "tmp", "tmp-own", "processes", "signals", "environment")
 OPEN = tuple(f"isolation.slot.{name}" for name in ALL)
 """What a server without any containment leaves open."""
 
@@ -82,6 +84,23 @@ def no_pid_namespace(arguments):
         return [*words[:at], "--bind", "/proc", *words[at + 1 :]]
 
     in_bubblewrap(change)
+
+
+@turns_red(
+    "bubblewrap.private-processes",
+    "isolation.slot.processes",
+    "isolation.slot.signals",
+    "bubblewrap.require-sandbox",
+    "bubblewrap.require-stateful-sandbox",
+    nomad=True,
+)
+def no_pid_namespace_below_a_launcher(arguments):
+    """Commands see the processes of the container, where the server goes by another name than the job's command."""
+    if "PLANTED" not in os.environ:
+        os.environ["PLANTED"] = json.dumps(arguments)
+        os.execv(sys.executable, [sys.executable, arguments[0], "no-pid-namespace-below-a-launcher"])
+    arguments[:] = json.loads(os.environ["PLANTED"])
+    no_pid_namespace(arguments)
 
 
 @turns_red("isolation.slot.memory", nomad=True)

@@ -6,10 +6,12 @@ never used before. How slots are kept apart is the server's affair.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from time import monotonic
 
@@ -20,10 +22,11 @@ from sifproof.sandbox.client import Result
 
 _HOLD_S = 0.6
 _LONG_HOLD_S = 5.0
-"""Where the first hold was over before the other slot had looked: a busy node."""
+"""Where the first hold had not begun when the other slot looked, or was over: a busy node."""
 _TAKEN_UP_WITHIN_S = 10.0
 _LEAD_S = 0.1
-_WAITS_S = _HOLD_S + _LEAD_S
+_LONG_LEAD_S = 1.0
+WAITS_S = _HOLD_S + _LEAD_S
 
 _NOW = "{ read at rest < /proc/uptime; echo @$at; }"
 """Prints a time by the node's one clock, to 10 ms, on a line of its own."""
@@ -40,7 +43,7 @@ GIVEN_BY = ("nested_sandboxes", "privileged")
 
 
 @dataclass
-class _Seen:
+class Seen:
     """What the two slots answered. Times are those that :data:`_NOW` printed."""
 
     held: Result
@@ -65,23 +68,29 @@ def _lines(result: Result) -> list[str]:
     return [line for line in result.output.splitlines() if line.strip() and not line.startswith("@")]
 
 
-def _beside(server: Server, keep: str, attempt: str, *, after: str = ":") -> _Seen:
-    """What slot 1 answers to ``attempt`` while slot 0 is between ``keep`` and ``after``, one command of its."""
+def beside(
+    server: Server, keep: str, attempt: str, *, after: str = ":", call: Callable[[str], Result] | None = None
+) -> Seen:
+    """What slot 1 answers to ``attempt`` while slot 0 is between ``keep`` and ``after``, one command of its.
+
+    ``call`` gives slot 1 a command, by the tool `bash` where nothing else is said.
+    """
+    call = call or partial(server.bash, slot=1)
     server.slot(1)
-    for seconds in (_HOLD_S, _LONG_HOLD_S):
-        hold = f"{_NOW}\n{keep}\nsleep {seconds}\n{_NOW}\n{after}"
+    for seconds, lead in ((_HOLD_S, _LEAD_S), (_LONG_HOLD_S, _LONG_LEAD_S)):
+        hold = f"{keep}\n{_NOW}\nsleep {seconds}\n{_NOW}\n{after}"
         with ThreadPoolExecutor(1) as caller:
             holding = caller.submit(server.bash, hold)
             _await_taken_up(server, holding)
-            tried = server.bash(f"{_NEEDED}\nsleep {_LEAD_S}\n{_NOW}\n{attempt}\n{_NOW}", slot=1)
+            tried = call(f"{_NEEDED}\nsleep {lead}\n{_NOW}\n{attempt}\n{_NOW}")
             held = holding.result()
         kept, attempted = _times(held), _times(tried)
         if not held.success:  # it was ended, perhaps by the other
-            return _Seen(held, tried)
+            return Seen(held, tried)
         if len(attempted) < 2:
             raise NotMeasured(f"the attempt of slot 1 could not be made: {tried}")
         if len(kept) == 2 and kept[0] <= attempted[0] and attempted[1] <= kept[1]:
-            return _Seen(held, tried)
+            return Seen(held, tried)
     raise NotMeasured(f"two slots could not be had at work at the same time within {_LONG_HOLD_S:g} s: {held}; {tried}")
 
 
@@ -116,7 +125,7 @@ def _ways_to_workspace(server: Server) -> list[str]:
     "`/proc/*/root` or `/proc/*/cwd`, not by a link and not through the file tools.",
     why="Slots serve different agents: one would read the other's work, and the tests it is judged by.",
     todo="Run each slot's commands in a mount namespace of their own, or as a user of their own.",
-    waits_s=_WAITS_S,
+    waits_s=WAITS_S,
 )
 def files_read(server: Server) -> Finding:
     name, secret, link = nonce(), nonce(), nonce()
@@ -136,7 +145,7 @@ def files_read(server: Server) -> Finding:
                     tools.append(f"read_file {asked}")
 
     try:
-        seen = _beside(server, f"echo {secret} > {name}", f"({attempt}) 2>/dev/null", after=f"cat {name}")
+        seen = beside(server, f"echo {secret} > {name}", f"({attempt}) 2>/dev/null", after=f"cat {name}")
         by_tools()
     finally:
         server.bash(f"rm -f {name}")
@@ -152,7 +161,7 @@ def files_read(server: Server) -> Finding:
     "From one slot nothing can be written, changed or removed in another slot's workspace, by whatever path.",
     why="One agent would spoil another's work, or plant code that it runs.",
     todo="Run each slot's commands in a mount namespace of their own, or as a user of their own.",
-    waits_s=_WAITS_S,
+    waits_s=WAITS_S,
 )
 def files_written(server: Server) -> Finding:
     name, new, secret, link = nonce(), nonce(), nonce(), nonce()
@@ -161,7 +170,7 @@ def files_written(server: Server) -> Finding:
     attempt += f"done 2>/dev/null; rm -f {name} {new}"
     folder = shlex.split(ways[0])[0]
     try:
-        seen = _beside(server, f"echo {secret} > {name}", attempt, after=f"cat {name}; ls -A")
+        seen = beside(server, f"echo {secret} > {name}", attempt, after=f"cat {name}; ls -A")
         server.bash(f"ln -sfn {shlex.quote(folder)} {link}", slot=1)
         for path in (f"{folder}/{new}", f"../{server.slot()}/{new}", f"{link}/{new}"):
             server.write(path, "spoilt", slot=1)
@@ -181,7 +190,7 @@ _SHARED = "/tmp /var/tmp /dev/shm /dev/mqueue /run /run/lock"  # noqa: S108
 """Directories that every program may write to, on most systems."""
 
 
-def _left_in_tmp(server: Server, name: str, secret: str) -> tuple[list[str], _Seen]:
+def _left_in_tmp(server: Server, name: str, secret: str) -> tuple[list[str], Seen]:
     """The directories that slot 0 can leave a file in, and what slot 1 saw, changed and removed of it there."""
     keep = f'for d in {_SHARED}; do if echo {secret} > "$d/{name}"; then echo "left $d"; fi; done 2>/dev/null'
     # Removed last, and its own too, where it could make one.
@@ -194,7 +203,7 @@ def _left_in_tmp(server: Server, name: str, secret: str) -> tuple[list[str], _Se
         f'for d in {_SHARED}; do f="$d/{name}"; if test "$(cat "$f")" = {secret}; then echo "whole $d"; fi; '
         'rm -f "$f"; done 2>/dev/null'
     )
-    seen = _beside(server, keep, attempt, after=after)
+    seen = beside(server, keep, attempt, after=after)
     if not seen.held.success:
         raise NotMeasured(f"slot 0 could not look after its files: {seen.held}")
     left = _of(seen.held, "left")
@@ -213,7 +222,7 @@ def _of(result: Result, word: str) -> list[str]:
     why="Compilers, test runners and agents put sources, sockets and keys there.",
     todo="Give each slot a `/tmp` of its own; without namespaces, a user of its own and a umask that shuts the others "
     "out.",
-    waits_s=_WAITS_S,
+    waits_s=WAITS_S,
 )
 def tmp(server: Server) -> Finding:
     name, secret = nonce(), nonce()
@@ -230,7 +239,7 @@ def tmp(server: Server) -> Finding:
     todo="Run commands under bubblewrap, with a `/tmp` and a `/dev/shm` for each slot.",
     advisory={"docker": NO_NAMESPACES},
     given_by=GIVEN_BY,
-    waits_s=_WAITS_S,
+    waits_s=WAITS_S,
 )
 def tmp_own(server: Server) -> Finding:
     left, seen = _left_in_tmp(server, nonce(), nonce())
@@ -246,15 +255,16 @@ def _process(word: str) -> str:
 _ITS_END = 'if kill -0 $child; then echo alive; fi; kill $child; wait $child 2>/dev/null; echo "end $?"'
 
 
-def _look_for_process(server: Server, file: str) -> _Seen:
+def look_for_process(server: Server, file: str, call: Callable[[str], Result] | None = None) -> list[str]:
     """What slot 1 finds in ``file`` of every process, while one of slot 0 has a word there that slot 0 finds itself."""
     word = nonce()
     look = f"grep -ls {_unsaid(word)} /proc/[0-9]*/{file}"
     # By what grep prints: it ends with 2 where one of the files can't be read, whatever it found.
-    seen = _beside(server, _process(word), look, after=f'if [ "$({look})" ]; then echo found; fi; {_ITS_END}')
-    if seen.held.success and "found" not in _lines(seen.held):
+    seen = beside(server, _process(word), look, call=call, after=f'if [ "$({look})" ]; then echo found; fi; {_ITS_END}')
+    found = [line for line in _lines(seen.tried) if line.startswith("/proc/")]
+    if not found and "found" not in _lines(seen.held):
         raise NotMeasured(f"slot 0 does not find its own process in this way: {seen.held}")
-    return seen
+    return found
 
 
 @check(
@@ -264,15 +274,11 @@ def _look_for_process(server: Server, file: str) -> _Seen:
     todo="Run commands in a PID namespace with a `/proc` of its own.",
     advisory={"docker": NO_NAMESPACES},
     given_by=GIVEN_BY,
-    waits_s=_WAITS_S,
+    waits_s=WAITS_S,
 )
 def processes_seen(server: Server) -> Finding:
-    seen = _look_for_process(server, "cmdline")
-    found = _lines(seen.tried)
-    return expect(
-        seen.held.success and not found,
-        f"slot 1 sees {', '.join(found)}" if found else f"not among what slot 1 sees; slot 0: {seen.held}",
-    )
+    found = look_for_process(server, "cmdline")
+    return expect(not found, f"slot 1 sees {', '.join(found)}" if found else "not among what slot 1 sees")
 
 
 @check(
@@ -280,7 +286,7 @@ def processes_seen(server: Server) -> Finding:
     "A command of one slot can't send a signal to a process of another.",
     why="`pkill python` in one slot would end the work of all.",
     todo="Run commands in a PID namespace, or as a user of each slot's own.",
-    waits_s=_WAITS_S,
+    waits_s=WAITS_S,
 )
 def processes_signalled(server: Server) -> Finding:
     word = nonce()
@@ -288,7 +294,7 @@ def processes_signalled(server: Server) -> Finding:
         f"for f in $(grep -ls {_unsaid(word)} /proc/[0-9]*/cmdline /proc/[0-9]*/environ); do "
         'p=${f#/proc/}; p=${p%%/*}; if kill -TERM "$p"; then echo "signalled $p"; fi; done 2>/dev/null'
     )
-    seen = _beside(server, _process(word), attempt, after=_ITS_END)
+    seen = beside(server, _process(word), attempt, after=_ITS_END)
     signalled = _of(seen.tried, "signalled")
     unhurt = seen.held.success and "alive" in _lines(seen.held)
     saw = f"slot 1 could signal {', '.join(signalled)}" if signalled else "no process of slot 0 took a signal"
@@ -300,15 +306,11 @@ def processes_signalled(server: Server) -> Finding:
     "A command of one slot can't read the environment of another's processes in `/proc/*/environ`.",
     why="Keys and tokens are handed to commands in variables.",
     todo="Run commands in a PID namespace, or as a user of each slot's own.",
-    waits_s=_WAITS_S,
+    waits_s=WAITS_S,
 )
 def environ(server: Server) -> Finding:
-    seen = _look_for_process(server, "environ")
-    found = _lines(seen.tried)
-    return expect(
-        seen.held.success and not found,
-        f"slot 1 reads {', '.join(found)}" if found else f"not among what slot 1 can read; slot 0: {seen.held}",
-    )
+    found = look_for_process(server, "environ")
+    return expect(not found, f"slot 1 reads {', '.join(found)}" if found else "not among what slot 1 can read")
 
 
 # --- exhaustion: one slot takes what it can get, within bounds that no node minds, and another must go on working
@@ -322,9 +324,17 @@ FORKS = 300
 DISK_BYTES = 64 * 2**20
 MEMORY_BYTES = 512 * 2**20
 
+_REFUSALS = re.compile(
+    "resource temporarily unavailable|cannot allocate memory|out of memory|memory exhausted|cannot fork|can't fork|"
+    "no space left|quota exceeded|file too large|file size limit|killed|ended with 137",
+    re.IGNORECASE,
+)
+_SIGNALS = {signal + sign for signal in (9, 25) for sign in (128, -2 * signal)}
+"""Exit codes of what the kernel ended: by SIGKILL for the memory it took, by SIGXFSZ for the size of a file."""
+
 
 @dataclass
-class _Greed:
+class Greed:
     """What came of it: ``greedy`` is the answer of slot 0, ``trouble`` what went wrong for slot 1 meanwhile."""
 
     greedy: Result | None = None
@@ -332,24 +342,57 @@ class _Greed:
     during: int = 0
     trouble: list[str] = field(default_factory=list)
 
-    def finding(self, what: str) -> Finding:
-        """Green where slot 1 worked all the time."""
-        word = f"{what}; {self.calls} calls of slot 1 answered, {self.during} of them at the height of it"
-        return expect(not self.trouble, f"{what}; meanwhile: {'; '.join(self.trouble[:3])}" if self.trouble else word)
+    @property
+    def whole(self) -> bool:
+        """Whether slot 0 could take all that it tried to, as the command itself says."""
+        return self.greedy is not None and self.greedy.success and "took all" in _lines(self.greedy)
+
+    @property
+    def refused(self) -> str:
+        """The last words of slot 0 where they say that it met a limit, or its exit code does."""
+        if self.greedy is None:
+            return ""
+        said = [*_lines(self.greedy), *([self.greedy.error] if self.greedy.error else [])]
+        words = [line for line in said if _REFUSALS.search(line)]
+        if not words and self.greedy.exit_code in _SIGNALS:
+            words = [str(self.greedy)]
+        return words[-1][:200] if words else ""
+
+    def finding(self, all_of_it: str, taken: str, limits: str) -> Finding:
+        """Green where slot 1 worked all the time, while slot 0 took ``all_of_it``, or ``taken`` until it was refused.
+
+        Raises :class:`NotMeasured` where it took nothing: slot 1 then had nothing to bear. ``limits`` are of the node.
+        """
+        if self.whole:
+            what = f"slot 0 {all_of_it} and met no limit"
+        elif self.refused:
+            what = f"slot 0 {taken or 'was stopped'}, and met a limit: {self.refused}"
+        elif taken:
+            what = f"slot 0 {taken} and no more: {_said(self.greedy)}"
+        else:
+            what = f"slot 0 could take nothing: {_said(self.greedy)}"
+        if self.trouble:
+            return expect(False, f"{what}; meanwhile: {'; '.join(self.trouble[:3])}; {limits}")
+        if not (self.whole or taken or self.refused):
+            raise NotMeasured(what)
+        height = f", {self.during} of them at the height of it" if self.whole else ""
+        return expect(True, f"{what}; {self.calls} calls of slot 1 answered{height}; {limits}")
 
 
 def _greedy(
-    server: Server, take: str, give_back: str, work: Callable[[], Result], *, within_s: float = _GREED_TIMEOUT_S
-) -> _Greed:
-    """Let slot 0 ``take``, hold it a moment and ``give_back``, while slot 1 does its ``work`` over and over.
+    server: Server, take: Callable[[str], str], work: Callable[[], Result], *, within_s: float = _GREED_TIMEOUT_S
+) -> Greed:
+    """Let slot 0 ``take`` what it can, while slot 1 does its ``work`` over and over.
 
-    ``take`` may fail, or be ended, after ``within_s`` seconds at the latest: then it met a limit. ``work`` prints a
-    time (:data:`_NOW`) and nothing else.
+    ``take`` makes a command of the lines by which it holds what it took for a moment; it prints ``took all`` where it
+    could. It may fail, or be ended, after ``within_s`` seconds at the latest: it may have met a limit. ``work`` prints
+    a time (:data:`_NOW`) and nothing else.
     """
     server.slot(1)
     for seconds in (_PEAK_S, _LONG_PEAK_S):
-        outcome = _Greed()
-        command = f"{_NEEDED}\n{take}\n{_NOW}\nsleep {seconds}\n{_NOW}\n{give_back}"
+        outcome = Greed()
+        hold = f"{_NOW}\nsleep {seconds}\n{_NOW}"
+        command = f"{_NEEDED}\n{take(hold)}"
         times: list[float] = []
         with ThreadPoolExecutor(1) as caller:
             taking = caller.submit(server.bash, command, timeout_s=within_s + seconds)
@@ -392,42 +435,149 @@ def _said(result: Result | None) -> str:
     return "; ".join([*words[-1:], *([result.error] if result and result.error else [])]) or "no answer"
 
 
+# Of a process and of every control group above it, in either version of them.
+_LIMITS = r"""
+limits() { # the number of a process
+    while IFS=: read -r _ kinds path; do
+        top=/sys/fs/cgroup${kinds:+/$kinds}
+        case $path in *..*) path= ;; esac
+        folder=$top${path%/}
+        while :; do
+            for file in pids.max memory.max memory.limit_in_bytes; do
+                if { read -r value < "$folder/$file"; } 2>/dev/null; then echo "$file $value"; fi
+            done
+            [ "$folder" != "$top" ] || break
+            folder=${folder%/*}
+        done
+    done < "/proc/$1/cgroup"
+    while read -r line; do
+        case $line in
+            'Max processes '*) echo "RLIMIT_NPROC ${line#Max processes}" ;;
+            'Max file size '*) echo "RLIMIT_FSIZE ${line#Max file size}" ;;
+            'Max address space '*) echo "RLIMIT_AS ${line#Max address space}" ;;
+        esac
+    done < "/proc/$1/limits"
+}
+"""
+_LOOKED_AT_S = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the node allows a command of slot 0."""
+
+    least: dict[str, int | None]
+    """The least of each kind; None where it is read to be none."""
+    free: int | None
+    """What the file system, or a quota of its own, leaves to the workspace, in bytes."""
+    nothing: str
+    """Why the node could not be asked, whose control groups a slot may not see."""
+
+    def of(self, what: str, *names: str, unit: int = 1) -> str:
+        """What is known of the limits ``names`` to ``what``, in a sentence."""
+        known = {name: self.least[name] for name in names if name in self.least}
+        said = ", ".join(f"{name} {'unlimited' if v is None else f'{v // unit:,}'}" for name, v in known.items())
+        if any(value is not None for value in known.values()):
+            return f"the node's limits to {what}: {said}"
+        if self.nothing or not known:
+            return f"what the node allows of {what} could not be read ({'; '.join(filter(None, (said, self.nothing)))})"
+        return f"the node sets no limit to {what} ({said}): what more than this would do was not tried"
+
+
+def _limits(server: Server) -> Limits:
+    """The limits that hold for a command of slot 0, as far as slot and node tell them; read once."""
+    return server.share("limits of slot 0", lambda: _read_limits(server))
+
+
+def _read_limits(server: Server) -> Limits:
+    word, nothing = nonce(), ""
+    # Ended by who looks at it from the node, or by itself.
+    command = f"{_LIMITS}\nlimits self\ndf -Pk . | tail -n 1\nsh -c 'sleep {_LOOKED_AT_S}; :' {word}\n:"
+    look = f"""{_LIMITS}
+        tries=0
+        until [ "$tries" = 40 ]; do
+            for file in $(grep -ls {_unsaid(word)} /proc/[0-9]*/cmdline); do
+                if tr '\\0' '\\n' < "$file" | grep -qx {_unsaid(word)}; then
+                    pid=${{file#/proc/}} pid=${{pid%/*}}
+                    limits "$pid"
+                    echo seen
+                    kill "$pid"
+                    break 2
+                fi
+            done
+            sleep 0.05
+            tries=$((tries + 1))
+        done"""
+    outside = ""
+    with ThreadPoolExecutor(1) as caller:
+        held = caller.submit(server.bash, command)
+        try:
+            _await_taken_up(server, held)
+            outside = server.placed.node.run(look)
+        except (SifproofError, NotMeasured) as error:
+            nothing = str(error)
+        inside = held.result().output
+    if not nothing and "seen" not in outside.splitlines():
+        nothing = "the user of the node's Nomad client does not see the slot's processes"
+    free: int | None = None
+    least: dict[str, int | None] = {} if nothing else {"pids.max": None, "memory.max": None}
+    for line in f"{outside}\n{inside}".splitlines():
+        name, value, *more = [*line.split(), "", ""]
+        name = "memory.max" if name == "memory.limit_in_bytes" else name
+        if name in ("pids.max", "memory.max", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_AS"):
+            # Version 1 of control groups has a number of nineteen digits for none.
+            number = int(value) if value.isdigit() and int(value) < 2**60 else None
+            known = least.get(name)
+            least[name] = number if known is None else min(known, known if number is None else number)
+        elif len(more) > 4 and value.isdigit() and more[1].isdigit():  # of df
+            free = int(more[1]) * 1024
+    return Limits(least, free, nothing)
+
+
 @check(
     "isolation.slot.forks",
-    f"While one slot starts processes without end, another slot's commands run. (The check itself starts {FORKS} at "
-    "most.)",
+    f"While one slot starts {FORKS} processes, or as many as it may, another slot's commands run.",
     why="One fork bomb, or a `make -j`, would otherwise stop every agent of the container.",
     todo="Limit the processes of each slot, and let the job's own limit (`pids_limit`, `ulimit -u`) hold all slots'.",
     waits_s=_PEAK_S,
 )
 def forks(server: Server) -> Finding:
+    limits, name = _limits(server), nonce()
     # The processes end by themselves whatever happens to the rest.
-    take = f"i=0; while test $i -lt {FORKS}; do sleep {_GREED_TIMEOUT_S:g} & i=$((i+1)); done; echo started $i"
+    start = f"sleep {_GREED_TIMEOUT_S:g} & i=$((i+1)); echo $i > {name}"
     outcome = _greedy(
         server,
-        take,
-        "kill $(jobs -p)",
+        lambda hold: f"i=0; while test $i -lt {FORKS}; do {start}; done; echo took all\n{hold}\nkill $(jobs -p)",
         lambda: server.bash(f"echo a | cat | cat >/dev/null && {_NOW}", slot=1),
         within_s=_FORKS_WITHIN_S,
     )
-    after = server.bash(":")
+    after = server.bash(f"cat {name}; rm -f {name}")
     if not after.success:
         outcome.trouble.append(f"slot 0 afterwards: {after}")
-    met = outcome.greedy and outcome.greedy.success
-    limit = f"{FORKS} processes and no limit met" if met else f"a limit was met: {_said(outcome.greedy)}"
-    return outcome.finding(f"slot 0: {limit}")
+    started = _number(after)
+    return outcome.finding(
+        f"started {FORKS} processes",
+        f"started {started} processes" if started else "",
+        limits.of("processes", "pids.max", "RLIMIT_NPROC"),
+    )
+
+
+def _number(result: Result | None, word: str = "") -> int:
+    """The last number that stands on a line by itself after ``word``; 0 where there is none."""
+    lines = [line.removeprefix(word).strip() for line in _lines(result)] if result else []
+    return next((int(line) for line in reversed(lines) if line.isdigit()), 0)
 
 
 @check(
     "isolation.slot.disk",
-    "While one slot fills the disk as far as it may, another slot can write. (The check itself writes "
-    f"{DISK_BYTES // 2**20} MiB at most.)",
+    f"While one slot writes {DISK_BYTES // 2**20} MiB, or as much as it may, another slot can write.",
     why="One core dump or endless log would otherwise fail every agent's next write.",
     todo="Give each slot a quota, or the allocation a disk that holds what all slots may write.",
     blames=Fault.INFRASTRUCTURE,
     waits_s=_PEAK_S,
 )
 def disk(server: Server) -> Finding:
+    limits = _limits(server)
     name, own = nonce(), nonce()
     numbers = count()
 
@@ -436,33 +586,50 @@ def disk(server: Server) -> Finding:
         new = f"{own}.{next(numbers)}"
         return server.bash(f"head -c 65536 /dev/zero > {new} && test $(wc -c < {new}) -eq 65536 && {_NOW}", slot=1)
 
-    take = f"head -c {DISK_BYTES} /dev/zero > {name}; wc -c < {name}"
+    size = f"n=$(wc -c < {name}); if test $n -eq {DISK_BYTES}; then echo took all; fi"
     try:
-        outcome = _greedy(server, take, f"rm -f {name}", work)
+        outcome = _greedy(server, lambda hold: f"head -c {DISK_BYTES} /dev/zero > {name}; {size}\n{hold}", work)
     finally:
-        server.bash(f"rm -f {name}")
+        after = server.bash(f"wc -c < {name}; rm -f {name}")
         server.bash(f"rm -f {own}.*", slot=1)
-    full = outcome.greedy is not None and str(DISK_BYTES) in [line.strip() for line in _lines(outcome.greedy)]
-    limit = f"wrote {DISK_BYTES // 2**20} MiB and met no limit" if full else f"met a limit: {_said(outcome.greedy)}"
-    return outcome.finding(f"slot 0 {limit}")
+    wrote = _number(after)
+    room = f" but the room of its file system, {limits.free // 2**20:,} MiB" if limits.free is not None else ""
+    return outcome.finding(
+        f"wrote {DISK_BYTES // 2**20} MiB",
+        f"wrote {wrote / 2**20:.3g} MiB" if wrote else "",
+        limits.of(f"what a slot writes{room}", "RLIMIT_FSIZE", unit=2**20),
+    )
 
 
 # Last: where it fails, there may be no server any more.
 @check(
     "isolation.slot.memory",
-    "While one slot takes all the memory that the job has, another slot's commands run, and the server lives. (The "
-    f"check itself takes {MEMORY_BYTES // 2**20} MiB at most.)",
+    "While one slot takes as much memory as the job asks for, or as it may, another slot's commands run, and the "
+    f"server lives. (The check takes {MEMORY_BYTES // 2**20} MiB at most.)",
     why="The kernel ends what it likes when memory runs out: the server, and with it every agent's work.",
     todo="Let commands be ended before the server (`oom_score_adj`), or limit the memory of each slot.",
     waits_s=_PEAK_S,
     once=True,
 )
 def memory(server: Server) -> Finding:
+    limits = _limits(server)
     reserved = server.placement.sandbox.memory * 2**20 if server.placement else DISK_BYTES
     most = min(reserved, MEMORY_BYTES)
-    # tail(1) keeps all that it may have to print.
-    take = f"head -c {most} /dev/zero | tail -c {most} | (sleep {_PEAK_S}; wc -c)"
-    outcome = _greedy(server, take, ":", lambda: server.bash(_NOW, slot=1))
-    took = outcome.greedy is not None and str(most) in [line.strip() for line in _lines(outcome.greedy)]
-    limit = f"took {most // 2**20} MiB and met no limit" if took else f"was stopped before {most // 2**20} MiB"
-    return outcome.finding(f"slot 0 {limit}")
+
+    def take(hold: str) -> str:
+        # tail(1) keeps all that it may have to print, and prints nothing before it has it.
+        first = "n=$(dd bs=1 count=1 2>/dev/null | wc -c)"
+        rest = f"n=$((n + $(wc -c))); echo took $n; if test $n -eq {most}; then echo took all; fi"
+        return (
+            "command -v dd >/dev/null || exit 127\n"
+            f"head -c {most} /dev/zero | {{ tail -c {most}; echo tail ended with $? >&2; }} "
+            f"| {{ {first}\n{hold}\n{rest}\n}}"
+        )
+
+    outcome = _greedy(server, take, lambda: server.bash(_NOW, slot=1))
+    took = _number(outcome.greedy, "took")
+    return outcome.finding(
+        f"took {most // 2**20} MiB",
+        f"took {took / 2**20:.3g} MiB" if took else "",
+        limits.of("memory, in MiB", "memory.max", "RLIMIT_AS", unit=2**20),
+    )
