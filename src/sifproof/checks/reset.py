@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sifproof.checks.registry import Finding, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
+from sifproof.errors import SifproofError
 
 
 @check(
@@ -64,10 +65,13 @@ def only_that_slot(server: Server) -> Finding:
 
 _LINGERING = """\
 p=$(pwd)/{name}
-(trap '' HUP TERM; n=0
- while [ $n -lt 200 ]; do n=$((n+1)); date >> "$p"; sleep 0.05; done) </dev/null >/dev/null 2>&1 &
+sh -c 'trap "" HUP TERM; n=0
+ while [ $n -lt 400 ]; do n=$((n+1)); date >> "$0"; sleep 0.05; done' "$p" </dev/null >/dev/null 2>&1 &
 n=0; until [ -s "$p" ] || [ $n -ge 200 ]; do n=$((n+1)); sleep 0.02; done"""
-"""Leaves a process behind, for 10 s at most, that writes to a file of the workspace; ends when it has begun."""
+"""Leaves a process behind, for some 20 s, that writes to a file of the workspace; ends when it has begun.
+
+The file's name is in its arguments, too.
+"""
 
 
 @check(
@@ -84,21 +88,38 @@ def processes(server: Server) -> Finding:
     script = f"export sifproof_word={word}\n{_LINGERING.format(name=f'{name}-stateful')}"
     left_by_shell = client.execute(slot, "bash_stateful", {"command": script})
     has_shell = left_by_shell.success
+    before = _on_node(server, name)
     result = client.reset(slot)
     # A while, so that a process that goes on has written again.
     left = server.bash("sleep 0.5; ls -A")
+    # One whose directory was removed and made anew writes where nobody sees it.
+    after = _on_node(server, name) if before else set()
     remembered = client.execute(slot, "bash_stateful", {"command": 'echo "[$sifproof_word]"'}) if has_shell else None
     if has_shell:
         client.reset(slot)
+    on_node = f"seen from the node: {', '.join(sorted(after)) or 'none'} of {len(before)}"
+    if not before:
+        on_node = "the node does not show its processes"
     return expect(
         left_by_bash.success
         and result.success
         and left.success
         and not left.output.strip()
+        and not after
         and (remembered is None or remembered.output.strip() == "[]"),
         f"reset: {result}; 0.5 s later in the workspace: {left}; "
-        + (f"a variable of the shell: {remembered}" if has_shell else f"bash_stateful: {left_by_shell}"),
+        f"{on_node}; " + (f"a variable of the shell: {remembered}" if has_shell else f"bash_stateful: {left_by_shell}"),
     )
+
+
+def _on_node(server: Server, name: str) -> set[str]:
+    """Which of what :data:`_LINGERING` left the node's Nomad client sees; none where it can't look."""
+    files = f"$(grep -ls '[{name[0]}]{name[1:]}' /proc/[0-9]*/cmdline)"
+    try:
+        said = server.placed.node.run(f"for file in {files}; do tr '\\0' '\\n' < $file; done; :")
+    except (SifproofError, NotMeasured):
+        return set()
+    return {line.rpartition("/")[2] for line in said.splitlines() if line.startswith("/") and name in line}
 
 
 @check(

@@ -44,6 +44,24 @@ def shell_survives_the_reset(arguments):
     Slot.reset = without_the_shell
 
 
+@turns_red("reset.processes", nomad=True)
+def directory_made_anew_below_the_shell(arguments):
+    """A reset removes the workspace and makes a new one, and the shell of `bash_stateful` goes on in the old."""
+    import shutil
+
+    from slotserver.slots import Slot
+
+    reset, forgotten = Slot.reset, []
+
+    async def elsewhere(self):
+        forgotten.append(self.shell)
+        self.shell = None
+        shutil.rmtree(self.place.workspace)
+        return await reset(self)
+
+    Slot.reset = elsewhere
+
+
 JUST_RESET: set[str] = set()
 
 
