@@ -46,6 +46,11 @@ LEFTOVERS = {
         "teardown.processes",
         "A process that was started beside the server, in a session and control group of its own, lives on.",
     ),
+    "survivor-under-another-name": Leftover(
+        f"({LEAVE}; exec setsid bash -c 'exec -a \"nomad agent\" sleep 600') {QUIET}",
+        "teardown.processes",
+        "A process that was started beside the server lives on, and calls itself a Nomad agent.",
+    ),
     "mount": Leftover(
         'mkdir "$TMPDIR/left" && mount -t tmpfs tmpfs "$TMPDIR/left"',
         "teardown.mounts",
@@ -98,7 +103,7 @@ def found(server: Server, folder: Path, within_s: float = 20.0) -> tuple[set[str
         deadline_s=within_s,
         local=True,
     )
-    ended = Ended(end.allocations[0], end.purged, within_s)
+    ended = Ended(end.allocations[0], end.purged, within_s, server.driver)
     checks = [check for check in registry.of_suite(registry.TEARDOWN) if server.driver in check.drivers]
     context = Context(placed.run, "box", server.driver, log=io.StringIO())
     return red({v.check: v for v in run_checks(checks, ended, context)}), ended

@@ -141,5 +141,5 @@ def run_teardown(
         yield from run_checks(checks, None, context, blocked=reason or "the job has no allocation")
     for allocation in ended.allocations:
         there = context.at(allocation.node, allocation.allocation)
-        subject = Ended(allocation, ended.purged, settings.nomad.stopped_within_s)
+        subject = Ended(allocation, ended.purged, settings.nomad.stopped_within_s, planned.driver)
         yield from run_checks(checks, subject, there)

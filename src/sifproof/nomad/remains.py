@@ -20,7 +20,7 @@ from sifproof.nomad.job import validate_id
 from sifproof.nomad.probe import run_on_nodes
 from sifproof.nomad.traces import Process
 
-_PROCESS = re.compile(r"process (\S+) (\d+) (\d+) ([a-z]+) ?(.*)")
+_PROCESS = re.compile(r"process (\S+) (\d+) (\d+) ([a-z]+) (\S*) ?(.*)")
 _START_S = 20.0
 """Seconds that Nomad and a busy node may take beside the script itself."""
 
@@ -91,8 +91,9 @@ def _read(output: str, allocation: str, remains: Remains) -> None:
         kind, _, rest = line.partition(" ")
         if match := _PROCESS.fullmatch(line):
             if match[1] == allocation:
-                command = match[5].strip() or "[ended]"
-                remains.processes.append(Process(pid=int(match[2]), command=command, by=match[4]))
+                command = match[6].strip() or "[ended]"
+                process = Process(pid=int(match[2]), command=command, by=match[4], program=match[5])
+                remains.processes.append(process)
                 remains.earlier.append(f"{allocation} {match[2]} {match[3]} {match[4]}")
         elif kind == "mount" and allocation in rest:
             remains.mounts.append(rest.encode().decode("unicode_escape"))

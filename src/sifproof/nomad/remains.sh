@@ -32,6 +32,18 @@ traces() {
     done
 }
 
+# the name of the file that it runs, which it can't choose as it does its command line; `-` in a container
+program_of() {
+  if ! program=$(readlink "/proc/$1/exe" 2>/dev/null); then
+    program=$(command_of "$1")
+    program=${program%% *}
+  elif ! [ "/proc/$1/root" -ef / ]; then
+    program=-
+  fi
+  program=${program% (deleted)}
+  printf '%s' "${program##*/}" | tr -s '[:space:]' _
+}
+
 command_of() { tr '\0\n' '  ' 2>/dev/null <"/proc/$1/cmdline" | cut -c 1-300; }
 
 # "ALLOCATION PID START KIND" for each process, those found before among them while they live
@@ -42,8 +54,8 @@ processes() {
       awk -v ids="$ids" 'BEGIN { many = split(ids, id, " ") }
         { for (n = 1; n <= many; n++) if (index($0, id[n]) && !seen[id[n], $2]++) print id[n], $2, $1 }' |
       while read -r id pid kind; do
-        case $(command_of "$pid") in
-        "nomad agent"* | */"nomad agent"*) ;;
+        case "$(program_of "$pid") $(command_of "$pid")" in
+        "nomad nomad agent"* | "nomad "*"/nomad agent"*) ;;
         *) printf 'trace %s %s %s\n' "$id" "$pid" "$kind" ;;
         esac
       done
@@ -81,7 +93,8 @@ while :; do
   sleep 0.2
 done
 printf '%s\n' "$found" | while read -r id pid start kind; do
-  [ -z "$kind" ] || printf 'process %s %s %s %s %s\n' "$id" "$pid" "$start" "$kind" "$(command_of "$pid")"
+  [ -z "$kind" ] || printf 'process %s %s %s %s %s %s\n' \
+    "$id" "$pid" "$start" "$kind" "$(program_of "$pid")" "$(command_of "$pid")"
 done
 printf '%s\n' "$mounted" | sed -n 's/^./mount &/p'
 if [ -n "$containers" ]; then

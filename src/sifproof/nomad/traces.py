@@ -39,6 +39,11 @@ class Process(BaseModel):
     pid: int
     command: str = Field(description="its command line")
     by: str = Field(description="what gave it away: environment, cgroup, cwd, root, file, mount or child")
+    program: str = Field(
+        "",
+        description="name of the file that it runs, which it can't choose as it does its command line; "
+        "`-` in a container, where files have any name; empty where it can't be read",
+    )
 
     def __str__(self) -> str:
         return f"{self.pid} {self.command} ({self.by})"
@@ -46,13 +51,21 @@ class Process(BaseModel):
     @property
     def is_nomad(self) -> bool:
         """Whether it is one of the helpers that Nomad keeps beside a task (logmon, executor, docker_logger)."""
-        words = self.command.split()
-        return len(words) > 1 and words[0].rpartition("/")[2] == "nomad"
+        return self._name == "nomad" and len(self.command.split()) > 1
+
+    @property
+    def is_agent(self) -> bool:
+        """Whether it is a Nomad agent."""
+        return self.is_nomad and self.command.split()[1] == "agent"
 
     @property
     def is_fuse(self) -> bool:
         """Whether it is a program that Apptainer mounts file systems by."""
-        return self.command.partition(" ")[0].rpartition("/")[2] in FUSE_HELPERS
+        return self._name in FUSE_HELPERS
+
+    @property
+    def _name(self) -> str:
+        return self.program or self.command.partition(" ")[0].rpartition("/")[2]
 
 
 FUSE_HELPERS = frozenset({"squashfuse_ll", "squashfuse", "squashfuse3", "fuse-overlayfs", "fuse2fs", "gocryptfs"})
@@ -77,22 +90,21 @@ def find_processes(needles: Collection[str], by: Collection[str] = ANY) -> dict[
             continue
         pid = int(entry.name)
         parents[pid] = _parent(pid)
-        command: str | None = None
+        process: Process | None = None
         for kind, trace in _traces(entry, own_mounts):
             for needle, raw in wanted.items():
                 if kind not in by or raw not in trace or pid in found[needle]:
                     continue
-                if command is None:
-                    command = _command(entry)
-                if not _is_agent(command):
-                    found[needle][pid] = Process(pid=pid, command=command, by=kind)
+                process = process or _process(pid, kind)
+                if not process.is_agent:
+                    found[needle][pid] = process.model_copy(update={"by": kind})
     for several in found.values():
         added = True
         while added:
             added = False
             for pid, parent in parents.items():
                 if parent in several and pid not in several:
-                    several[pid] = Process(pid=pid, command=_command(_PROC / str(pid)), by="child")
+                    several[pid] = _process(pid, "child")
                     added = True
     return {needle: list(several.values()) for needle, several in found.items()}
 
@@ -150,9 +162,16 @@ def _command(process: Path) -> str:
         return "[ended]"
 
 
-def _is_agent(command: str) -> bool:
-    words = command.split()
-    return len(words) > 1 and words[0].rpartition("/")[2] == "nomad" and words[1] == "agent"
+def _program(process: Path) -> str:
+    with contextlib.suppress(OSError):
+        name = (process / "exe").readlink().name.removesuffix(" (deleted)")
+        return name if os.path.samestat((process / "root").stat(), Path("/").stat()) else "-"
+    return ""
+
+
+def _process(pid: int, by: str) -> Process:
+    entry = _PROC / str(pid)
+    return Process(pid=pid, command=_command(entry), by=by, program=_program(entry))
 
 
 def find_mounts(needle: str) -> list[str]:

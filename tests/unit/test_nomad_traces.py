@@ -1,0 +1,111 @@
+"""A process is what the kernel says that it runs, whatever it calls itself; here and in what a node tells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from checkout import wait_until
+
+from sifproof.checks.teardown import Ended, processes
+from sifproof.nomad import remains, traces
+from sifproof.nomad.teardown import AllocationEnd
+from sifproof.nomad.traces import Process
+
+ID = "0b1c2d3e-1111-2222-3333-444455556666"
+
+
+@contextmanager
+def running(name: str, program: str = "sleep") -> Iterator[subprocess.Popen[bytes]]:
+    """A process of an allocation that gives itself a name."""
+    with subprocess.Popen(
+        [name, "600"], executable=shutil.which(program) or program, env={"NOMAD_ALLOC_ID": ID}, stdin=subprocess.DEVNULL
+    ) as process:
+        # Until it is the program, it is the one that starts it.
+        wait_until(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(name.encode()))
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def seen_here() -> list[Process]:
+    return traces.find_processes([ID])[ID]
+
+
+def seen_by_the_script() -> list[Process]:
+    values = f"ids={ID} earlier= within= containers=\n"
+    said = subprocess.run(
+        ["sh", "-c", values + remains._script()], stdout=subprocess.PIPE, check=True, text=True
+    ).stdout
+    assert said.endswith("end\n")
+    found = remains.Remains()
+    remains._read(said, ID, found)
+    return found.processes
+
+
+@pytest.mark.parametrize("look", [seen_here, seen_by_the_script])
+@pytest.mark.parametrize("name", ["nomad agent", "nomad logmon", "/usr/bin/squashfuse_ll"])
+def test_a_name_is_not_believed(look, name: str) -> None:
+    with running(name) as process:
+        (found,) = look()
+    assert (found.pid, found.program) == (process.pid, "sleep")
+    assert (found.is_nomad, found.is_agent, found.is_fuse) == (False, False, False)
+
+
+@pytest.mark.parametrize("look", [seen_here, seen_by_the_script])
+def test_the_program_is(look, tmp_path: Path) -> None:
+    for name in ("nomad", "squashfuse_ll"):
+        shutil.copy(shutil.which("sleep") or "", tmp_path / name)
+    with running("x", str(tmp_path / "squashfuse_ll")):
+        (found,) = look()
+        assert found.is_fuse and not found.is_nomad
+    with running("nomad logmon", str(tmp_path / "nomad")):
+        (tmp_path / "nomad").unlink()  # as when a new version takes its place
+        (found,) = look()
+        assert found.is_nomad
+    with running("nomad agent", str(tmp_path / "squashfuse_ll")):
+        (found,) = look()
+        assert not found.is_nomad
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("look", [seen_here, seen_by_the_script])
+def test_in_a_container_no_name_is(look, tmp_path: Path) -> None:
+    script = f"import os, time; os.chroot({str(tmp_path)!r}); print(flush=True); time.sleep(600)"
+    with subprocess.Popen(
+        ["nomad", "-c", script], executable=sys.executable, env={"NOMAD_ALLOC_ID": ID}, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        try:
+            (found,) = look()
+        finally:
+            process.kill()
+    assert (found.program, found.is_nomad) == ("-", False)
+
+
+@pytest.mark.parametrize(("driver", "passed"), [("singularity", True), ("docker", False)])
+def test_under_docker_a_fuse_program_is_a_process_like_any_other(driver: str, passed: bool) -> None:
+    left = Process(pid=7, command="fuse-overlayfs x", by="cgroup", program="fuse-overlayfs")
+    end = AllocationEnd(
+        allocation=ID,
+        node="node",
+        endpoint="",
+        port_closed_s=0.0,
+        client_status="complete",
+        terminal_s=0.1,
+        exit_code=143,
+        killed=False,
+        looked_at=True,
+        ended_s=None,
+        processes=[left],
+        mounts=[],
+        containers=[],
+    )
+    assert processes(Ended(end, True, 5.0, driver)).passed is passed
