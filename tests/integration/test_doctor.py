@@ -464,6 +464,15 @@ def test_userns_auto_goes_by_what_was_seen_on_the_nodes(two, looked, tmp_path):
     assert rendered == [False, True]
 
 
+def test_a_program_that_hangs_on_a_node_is_ended_and_told(two):
+    settings = config.load({"sandboxes": {"box": SANDBOX | {"apptainer": str(hanging(two.shared))}}})
+    with two.connect() as client:
+        good = next(one for one in look.nodes(client, settings, run="t") if one.machine == "good")
+    assert good.facts.complete
+    told = next(finding for finding in good.findings if finding.id == "apptainer")
+    assert (told.severity, "did not end within 5 s" in told.what) == ("blocks", True)
+
+
 def test_a_script_may_fail_on_one_node_and_tell_on_another(two):
     with two.connect() as client:
         good, poor = run_on_nodes(
