@@ -8,6 +8,8 @@ import contextlib
 import json
 import os
 import pwd
+import re
+import shutil
 import socket
 import stat
 from collections.abc import Callable
@@ -32,6 +34,7 @@ HOST = "isolation.host."
 CHECKS = [check for check in registry.of_suite("isolation") if check.id.startswith(HOST)]
 FOLDERS = ("home", "workdir", "tmp", "var-tmp", "dev-shm", "allocations", "nomad-data")
 SUPERVISOR = ROOT / "sandbox" / "slotserver" / "supervisor.py"
+CONTAINMENT = ROOT / "sandbox" / "slotserver" / "containment.py"
 
 
 def bind(*binds: str) -> Callable[[str], str]:
@@ -80,6 +83,14 @@ mount --bind /mnt "$allocation"
 cd "$allocation/server"
 exec setpriv --reuid=nobody --regid=nogroup --clear-groups --bounding-set=-all --no-new-privs "$@"
 """
+FROM_SOURCE = {"environment": {"PYTHONPYCACHEPREFIX": "/nowhere"}}
+"""Python then does not take what the image has compiled."""
+
+
+def containment(name: str) -> Callable[[str], str]:
+    return bind(f"{{made}}/{name}.py:/app/slotserver/containment.py:ro")
+
+
 NO_BUBBLEWRAP = bind("/bin/false:/usr/bin/bwrap")
 
 
@@ -182,7 +193,9 @@ CASES = {
         "Commands of slots may gain privileges by set-uid programs of the image.",
         {"setuid"},
         (),
-        docker(volumes=["{made}/supervisor.py:/app/slotserver/supervisor.py:ro"]),
+        docker(
+            volumes=["{made}/supervisor.py:/app/slotserver/supervisor.py:ro", "{made}/programs:/opt/programs:ro"],
+        ),
         "docker",
     ),
 }
@@ -191,6 +204,10 @@ HEALTHY = {
     "healthy-docker": Case("", set(), driver="docker"),
     # An ordinary user needs no bubblewrap to be kept from the kernel's settings.
     "healthy-user": Case("", set(), (as_user, NO_BUBBLEWRAP)),
+    # What bubblewrap's own root holds is gone with the command.
+    "healthy-private-root": Case("", set(), (containment("private-root"),), settings=FROM_SOURCE),
+    # Who reaches nobody asks Nomad nothing.
+    "healthy-no-network": Case("", set(), (containment("no-network"),), settings=FROM_SOURCE),
     # Commands that run as root have nothing of the root file system to write.
     "healthy-read-only": Case("", set(), (one_user,), driver="docker", settings={"read_only": True}),
 }
@@ -224,6 +241,16 @@ def made(house, tmp_path_factory) -> Path:
     text = SUPERVISOR.read_text()
     assert "prctl(PR_SET_NO_NEW_PRIVS, 1)" in text
     (folder / "supervisor.py").write_text(text.replace("prctl(PR_SET_NO_NEW_PRIVS, 1)", "pass"))
+    text = CONTAINMENT.read_text()
+    for name, old, new in (
+        ("private-root.py", ' "--remount-ro", "/"', ""),
+        ("no-network.py", '*(() if network else ("--unshare-net",))', '"--unshare-net"'),
+    ):
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+    (folder / "programs").mkdir()
+    shutil.copy("/bin/true", folder / "programs")
+    (folder / "programs" / "true").chmod(0o4755)
     fuse = folder / "fuse"
     os.mknod(fuse, stat.S_IFCHR | 0o666, Path("/dev/fuse").stat().st_rdev)
     fuse.chmod(0o666)
@@ -290,10 +317,21 @@ def test_what_is_let_in_turns_its_own_checks_red(seen, name):
     assert {verdict.verdict for verdict in found.values()} == {"pass", "fail"}
 
 
+def test_what_keeps_the_healthy_ones_green_is_told(seen):
+    private, cut = (seen[f"healthy-{name}"].result() for name in ("private-root", "no-network"))
+    assert "what was written is gone: /" in private["root-filesystem"].message
+    assert "reaches nobody but itself" in cut["nomad-api"].message
+    assert "one made by mknod" in private["devices"].message
+
+
+def test_set_uid_programs_are_found_on_what_is_mounted(seen):
+    assert "/opt/programs/true" in seen["new-privileges"].result()["setuid"].message
+
+
 def test_no_value_of_the_environment_is_told(seen):
     message = seen["agents-environment"].result()["environment"].message
     assert "SIFPROOF_PLANTED" in message
-    assert "planted-" not in message
+    assert not re.search("[A-Za-z]{36}", message)
 
 
 class Closed:

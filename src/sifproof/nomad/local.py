@@ -26,6 +26,7 @@ import os
 import secrets
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import tempfile
@@ -72,8 +73,13 @@ _HANDED_ON = (
 
 
 # Secrets that are none: what a sandbox sees of them (isolation.host.environment), it would see of true ones. Apptainer
-# takes what follows APPTAINERENV_ for the name of a variable inside, whatever it is told to leave outside.
-_PLANTED = ("SIFPROOF_PLANTED_TOKEN", "APPTAINERENV_SIFPROOF_PLANTED", "SINGULARITYENV_SIFPROOF_PLANTED")
+# takes what follows APPTAINERENV_ for the name of a variable inside, whatever it is told to leave outside. They begin
+# as true ones do.
+_PLANTED = {
+    "SIFPROOF_PLANTED_TOKEN": "hf_",
+    "APPTAINERENV_SIFPROOF_PLANTED": "ghp_",
+    "SINGULARITYENV_SIFPROOF_PLANTED": "",
+}
 
 
 class LocalAgent(BaseModel):
@@ -200,7 +206,9 @@ def _environment(home: Path) -> dict[str, str]:
         temporary = Path(tempfile.mkdtemp(prefix="sifproof-"))
     else:
         temporary.mkdir(exist_ok=True)
-    planted = {name: f"planted-{secrets.token_hex(16)}" for name in _PLANTED}
+    planted = {
+        name: kind + "".join(secrets.choice(string.ascii_letters) for _ in range(36)) for name, kind in _PLANTED.items()
+    }
     return {**handed_on(), **planted, "TMPDIR": str(temporary)}
 
 

@@ -6,11 +6,12 @@ What a slot's commands see, not what the server could: a server may well contain
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from sifproof.checks.isolation import scripts
-from sifproof.checks.isolation.planted import Said, planted
+from sifproof.checks.isolation.planted import Planted, Said, planted
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
@@ -58,21 +59,26 @@ _WHY = {
 }
 
 
-def _place(name: str) -> Callable[[Server], Finding]:
-    def function(server: Server) -> Finding:
-        found = planted(server)
-        places = found.node.named("place", name)
-        if not places:
-            there = [f"{path}: {why}" for why in ("absent", "closed") for path in found.node.named(why, name)]
-            raise NotApplicable(f"the client's user can write no such directory ({'; '.join(there) or 'it has none'})")
-        seen = found.inside.named("visible", name)
-        arrived = found.after.named("arrived", name)
-        said = [f"a file planted in {PLACES[name]} is there as {path}" for path in seen]
-        said += [f"a file that the slot wrote arrived as {path}" for path in arrived]
-        folders = ", ".join(dict.fromkeys(path.rpartition("/")[0] or "/" for path in places))
-        return expect(not said, "; ".join(said[:2]) or f"no file planted is seen, and none came out: {folders}")
+def judge_place(name: str, found: Planted) -> Finding:
+    """Whether what was planted in the place ``name`` is seen in the slot, or something of the slot's came there."""
+    places, closed = found.node.named("place", name), found.node.named("closed", name)
+    if not places and closed and name != "home":
+        raise NotMeasured(f"the client's user may not write there, so nothing could be planted: {', '.join(closed)}")
+    if not places:
+        # A home that its own user can't write is none: nothing of theirs is left there.
+        there = [f"{path}: {why}" for why in ("absent", "closed") for path in found.node.named(why, name)]
+        raise NotApplicable(f"the client's user has no such directory of its own ({'; '.join(there) or 'none at all'})")
+    seen = found.inside.named("visible", name)
+    arrived = found.after.named("arrived", name)
+    said = [f"a file planted in {PLACES[name]} is there as {path}" for path in seen]
+    said += [f"a file that the slot wrote arrived as {path}" for path in arrived]
+    folders = ", ".join(dict.fromkeys(path.rpartition("/")[0] or "/" for path in places))
+    unlooked = f"; not looked at, for the client's user may not write there: {', '.join(closed)}" if closed else ""
+    return expect(not said, "; ".join(said[:2]) or f"no file planted is seen, and none came out: {folders}{unlooked}")
 
-    return function
+
+def _place(name: str) -> Callable[[Server], Finding]:
+    return lambda server: judge_place(name, planted(server))
 
 
 for _name, (_why, _todo) in _WHY.items():
@@ -96,7 +102,7 @@ def directories(server: Server) -> Finding:
     found = planted(server)
     node = _identities(found.node)
     if not node:
-        raise NotMeasured("the node has no stat or no xargs, to tell a directory by its inode")
+        raise NotMeasured("the node has no stat, to tell a directory by its inode")
     inside = _identities(found.inside)
     if not inside:
         raise NotMeasured("the image has no stat, to tell a directory by its inode")
@@ -106,7 +112,11 @@ def directories(server: Server) -> Finding:
         for identity, path in inside.items()
         if identity in node and node[identity] not in given
     ]
-    return expect(not known, "; ".join(known[:8]) or f"{len(inside)} directories, none of {len(node)} of the node's")
+    said = f"{len(inside)} directories, none of {len(node)} of the node's"
+    if unlooked := found.node["unlooked"]:
+        said += f"; not looked at, for they come over the network, which may hang: {', '.join(unlooked[:8])}"
+        said += f" and {len(unlooked) - 8} more" if len(unlooked) > 8 else ""
+    return expect(not known, "; ".join(known[:8]) or said)
 
 
 def _identities(said: Said) -> dict[str, str]:
@@ -191,14 +201,20 @@ def ipc(server: Server) -> Finding:
     once=True,
 )
 def devices(server: Server) -> Finding:
-    said = planted(server).inside
-    opened, closed = said["device"], said["closed-device"]
-    return expect(
-        not opened,
-        f"{len(opened)} can be opened for reading: {', '.join(opened[:8])}"
-        if opened
-        else f"{len(closed)} block devices are there, none can be opened",
-    )
+    return judge_devices(planted(server).inside)
+
+
+def judge_devices(said: Said) -> Finding:
+    """Whether the slot opened a block device that is there, or one of its own making."""
+    opened, closed, tried = said["device"], said["closed-device"], said.one("mknod")
+    if opened:
+        return expect(False, f"{len(opened)} can be opened for reading: {', '.join(opened[:8])}")
+    if not tried and not _is_own_user_namespace(said) and _capabilities(said, "CapEff") >> _NAMES.index("mknod") & 1:
+        raise NotMeasured(
+            "whether a command can make itself a block device could not be tried: no mknod, or none to make"
+        )
+    made = f"one made by mknod ({tried}) neither" if tried else "the command has no right to make itself one"
+    return expect(True, f"{len(closed)} block devices are there, none can be opened, {made}")
 
 
 @check(
@@ -221,7 +237,8 @@ def kernel_settings(server: Server) -> Finding:
 
 @check(
     "isolation.host.root-filesystem",
-    "The root file system is read-only in a slot: programs, libraries and settings of the image can't be changed.",
+    "What a slot writes to the root file system is gone with the command: programs, libraries and settings of the "
+    "image can't be changed.",
     why="What one agent changes there, the next one runs, in this slot and in all others.",
     todo="Leave out `--writable` and `--writable-tmpfs`; with Docker run the commands as a user that owns none of it, "
     "or set `readonly_rootfs`.",
@@ -232,11 +249,18 @@ def kernel_settings(server: Server) -> Finding:
     once=True,
 )
 def root_filesystem(server: Server) -> Finding:
-    said = planted(server).inside
-    opened, tried = said["writable-root"], said["root-folder"]
+    found = planted(server)
+    opened, tried = found.inside["writable-root"], found.inside["root-folder"]
     if not tried:
         raise NotMeasured("no directory of the root file system was found to try")
-    return expect(not opened, f"could be written: {', '.join(opened)}" if opened else f"{len(tried)} directories tried")
+    kept = found.later["kept-root"] if opened else []
+    gone = f"; what was written is gone: {', '.join(opened)}" if opened else ""
+    return expect(
+        not kept,
+        f"written, and there for the next command: {', '.join(kept)}"
+        if kept
+        else f"{len(tried)} directories tried{gone}",
+    )
 
 
 @check(
@@ -254,8 +278,12 @@ def setuid(server: Server) -> Finding:
     user = _uids(said)[1]
     if user == "0":
         return expect(True, "commands run as user 0 already: there is nothing to gain")
+    points = [point for _, _, point in (line.partition(" ") for line in said["mount"])]
+    places = {shlex.quote(point) for point in points if not point.startswith(_NO_FILES)}
     result = server.bash(
-        "find / -xdev -type f -user 0 -perm -4000 -perm -1 2>/dev/null | head -n 100; command -v find >/dev/null",
+        # Each by itself: what is bound over the root's directories is another file system.
+        f"find / {' '.join(sorted(places - {'/'}))} -xdev -type f -user 0 -perm -4000 -perm -1 2>/dev/null "
+        "| sort -u | head -n 100; command -v find >/dev/null",
         timeout_s=30,
     )
     if not result.success:
@@ -263,8 +291,11 @@ def setuid(server: Server) -> Finding:
     gaining = [path for path in result.output.splitlines() if path.startswith("/") and not _is_nosuid(path, said)]
     return expect(
         not gaining,
-        f"commands run as user {user}, and as root in {', '.join(gaining[:5])}" if gaining else "no such program",
+        f"commands run as user {user}, and as root in {', '.join(gaining[:12])}" if gaining else "no such program",
     )
+
+
+_NO_FILES = ("/proc", "/sys", "/dev")
 
 
 def _uids(said: Said) -> list[str]:
@@ -293,6 +324,23 @@ mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_rest
 """Of the capabilities, by the number of their bit: include/uapi/linux/capability.h."""
 
 
+def _is_own_user_namespace(said: Said) -> bool:
+    if not said["map"]:
+        raise NotMeasured("the slot has no /proc/self/uid_map")
+    return [line.split() for line in said["map"]] != [["0", "0", "4294967295"]]
+
+
+def _capabilities(said: Said, *words: str) -> int:
+    """What the slot holds by the lines ``words`` of its ``/proc/self/status``, as bits."""
+    held = 0
+    for word in words:
+        try:
+            held |= int(said.one(word), 16)
+        except ValueError:
+            raise NotMeasured("the slot has no /proc/self/status") from None
+    return held
+
+
 @check(
     "isolation.host.capabilities",
     "A command holds no capability over the node: none outside of a user name space of its own (under Docker: none "
@@ -305,25 +353,17 @@ mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_rest
 def capabilities(server: Server) -> Finding:
     found = planted(server)
     said = found.inside
-    mapped = [line.split() for line in said["map"]]
-    if not mapped:
-        raise NotMeasured("the slot has no /proc/self/uid_map")
-    words = ("CapEff", "CapPrm", "CapInh", "CapAmb")
-    try:
-        held = 0
-        for word in words:
-            held |= int(said.one(word), 16)
-    except ValueError:
-        raise NotMeasured("the slot has no /proc/self/status") from None
-    own = mapped != [["0", "0", "4294967295"]]
+    own = _is_own_user_namespace(said)
+    held = _capabilities(said, "CapEff", "CapPrm", "CapInh", "CapAmb")
     docker = server.driver == "docker"
     too_many = 0 if own else held & ~(_DOCKERS if docker else 0)
     reads = bool(said["closed-file"]) and (own or not docker)
     names = ", ".join(name for bit, name in enumerate(_NAMES) if too_many >> bit & 1)
     where = "in a user name space of its own" if own else "in that of the node"
+    mapped = "; ".join(" ".join(line.split()) for line in said["map"])
     return expect(
         not too_many and not reads,
-        f"user {_uids(said)[1]} {where} (uid_map {'; '.join(' '.join(line) for line in mapped)}), capabilities {held:x}"
+        f"user {_uids(said)[1]} {where} (uid_map {mapped}), capabilities {held:x}"
         + (f", over the node: {names or hex(too_many)}" if too_many else "")
         + ("; a file of another user, closed to all, could be read" if said["closed-file"] else ""),
     )
@@ -381,12 +421,13 @@ def nomad_api(server: Server) -> Finding:
     if not said.one("way"):
         raise NotMeasured(
             "the slot has no program that could ask, or no network at all; tried: "
-            f"{said.one('tools').strip() or 'none of bash, python3, curl, nc is there'}"
+            f"{said.one('tools').strip() or 'none of bash, python3, curl, wget, nc is there'}"
         )
     answers = [line.split() for line in said["answer"]]
     given = [f"{method} {path} at {where}" for where, method, path, *rest in answers if rest[1:2] == ["200"]]
     told = sorted({f"{where}: {' '.join(rest[1:]) or 'no answer'}" for where, _, _, *rest in answers})
-    return expect(not given, f"answered without a token: {'; '.join(given)}" if given else "; ".join(told))
+    cut = "the slot reaches nobody but itself, not even its server; " if said["cut"] else ""
+    return expect(not given, f"answered without a token: {'; '.join(given)}" if given else f"{cut}{'; '.join(told)}")
 
 
 def _plan(job: str) -> str:

@@ -7,7 +7,6 @@ leaves marks of its own, a script on the node looks for those, and what was plan
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import secrets
@@ -15,12 +14,15 @@ from dataclasses import dataclass, field
 
 from sifproof.checks.isolation import scripts
 from sifproof.checks.registry import NotMeasured
-from sifproof.checks.server import Server
+from sifproof.checks.server import Server, nonce
 from sifproof.errors import SifproofError
 from sifproof.nomad.job import TASK
 
-# What two machines may have in common by chance; the node sends nothing of such a kind either.
-_ORDINARY = re.compile(r".{0,7}|[./~].*|[A-Za-z]*|[-\d.:, ]*|[A-Za-z]{1,3}[_.][\w.@-]*")
+_LOCALE = r"(?i:C(?:\.UTF-?8)?|POSIX|[a-z]{2,3}(?:_[a-z]{2})?(?:\.UTF-?8|\.ISO-?8859-?\d+)?(?:@latin|@euro)?)"
+_ORDINARY = re.compile(
+    rf".{{0,7}}|(?:\.{{0,2}}|~\w*)/.*|[A-Za-z]{{0,15}}|(?:\d{{0,15}}[-.:, ])*\d{{0,15}}|{_LOCALE}(?::{_LOCALE})*"
+)
+"""What two machines may have in common by chance: short values, paths, words, versions and dates, locales."""
 
 
 class Said:
@@ -61,6 +63,8 @@ class Planted:
     """… the one that looked for the sandbox's marks."""
     _nothing: str
     """Why these are missing."""
+    _later: Said | NotMeasured
+    """What a later command of the slot says."""
     hex: str
     _variables: dict[str, list[str]] | NotMeasured = field(repr=False)
 
@@ -80,6 +84,13 @@ class Planted:
             raise NotMeasured("the search on the node does not find what the slot left in its own workspace")
         return self._after
 
+    @property
+    def later(self) -> Said:
+        """What a command after :attr:`inside` found of what that left in the slot."""
+        if isinstance(self._later, NotMeasured):
+            raise self._later
+        return self._later
+
     def leaked(self) -> tuple[list[str], int]:
         """Names of the node's variables whose values the slot sees, and how many of the node's could be told apart."""
         sums: dict[str, list[str]] = {}
@@ -97,6 +108,11 @@ class Planted:
             for name in seen
         ]
         return sorted(set(found)), len(sums)
+
+
+def is_ordinary(value: str) -> bool:
+    """Whether two machines may have ``value`` in common by chance, so that it tells nothing of a leak."""
+    return bool(_ORDINARY.fullmatch(value))
 
 
 def _checksum(salt: str, value: str) -> str:
@@ -154,9 +170,19 @@ def _plant(server: Server) -> Planted:
         places = [place.partition("/")[1:] for place in node["place"]] if node else []
         folders = ["".join(path).rpartition("/")[0] for path in places]
         folders += [path.rpartition("/")[0] for path in inside["wrote"]] if inside else []
-        with contextlib.suppress(SifproofError):
-            server.bash(scripts.clear(hex, folders))
-    return Planted(inside, node, after, nothing, hex, _look_at_environment(server))
+        later = _clear(server, hex, folders, inside["writable-root"] if inside else [])
+    return Planted(inside, node, after, nothing, later, hex, _look_at_environment(server))
+
+
+def _clear(server: Server, hex: str, folders: list[str], roots: list[str]) -> Said | NotMeasured:
+    """What a command says that removes the marks which the look around left."""
+    try:
+        result = server.bash(scripts.clear(hex, folders, roots))
+        return Said(result.output, "end", f"the command that removes marks in the slot ({result})")
+    except SifproofError as error:
+        return NotMeasured(str(error))
+    except NotMeasured as error:
+        return error
 
 
 def _look_around(server: Server, hex: str, node: Said | None) -> Said:
@@ -175,19 +201,22 @@ def _look_around(server: Server, hex: str, node: Said | None) -> Said:
 
 def _look_at_environment(server: Server) -> dict[str, list[str]] | NotMeasured:
     """The names under which the slot sees each value that no machine has by chance."""
+    own = nonce()
     try:
-        result = server.bash(scripts.look_at_environment())
+        result = server.bash(scripts.look_at_environment(own))
         Said(result.output, "end", f"the command that prints the slot's environment ({result.error})")
     except (SifproofError, NotMeasured) as error:
         return NotMeasured(str(error))
     if len(result.output.encode()) >= scripts.ENVIRONMENT_BYTES:
         return NotMeasured("the slot sees more variables than a command may print: those of other processes too?")
-    given = set(server.placement.sandbox.environment.values()) if server.placement else set()
+    if own not in [line.partition("=")[2] for line in result.output.splitlines()]:
+        return NotMeasured(f"the search for variables in the slot does not find one of its own: {result}")
+    given = {own} | set(server.placement.sandbox.environment.values()) if server.placement else set()
     found: dict[str, list[str]] = {}
     for line in result.output.splitlines():
         name, equals, value = line.partition("=")
         if not equals:
             name, value = "a line", line
-        if value not in given and not _ORDINARY.fullmatch(value):
+        if value not in given and not is_ordinary(value):
             found.setdefault(value, []).append(name)
     return found

@@ -24,9 +24,15 @@ def _with(values: Mapping[str, str], script: str) -> str:
 
 # Runs as the user of the node's Nomad client, in a folder that the sandbox may write (its workspace) only by names
 # that a symbolic link there can't turn elsewhere: files are made in the script's own folder, and moved.
+#
+# A file system that hangs must not keep what was planted elsewhere from being cleared away: all is done by a child,
+# while the script itself waits for nothing but the signal to end; and where others' directories are looked at, the
+# child does not wait either.
 _PLANT = r"""
 LC_ALL=C
 tab=$(printf '\t')
+newline='
+'
 umask 022
 mark=sifproof-$hex
 own=${NOMAD_ALLOC_DIR%/*}
@@ -53,17 +59,18 @@ plant() {
     else say closed "$1 $2"
     fi
 }
-uproot() { rm -f "$2/.$mark-$1" "$2/.$mark-inside"; }
+uproot() { rm -f "$2/.$mark-$1" "$2/.$mark-inside" & }
 clear() {
     trap '' TERM
-    kill $process $sleeping 2>/dev/null
+    kill -KILL "$planting" "$sleeping" 2>/dev/null
+    kill $(cat "$own/processes") 2>/dev/null
     each_place uproot 2>/dev/null
-    rm -f "$workspace/.$mark-own" "$workspace/.$mark-closed"
-    [ -z "$shm" ] || ipcrm -m "$shm"
-    exit 0
+    rm -rf "$workspace/.$mark-own" "$workspace/.$mark-closed" "$NOMAD_SECRETS_DIR/variables"
+    if [ -s "$own/shm" ]; then ipcrm -m "$(cat "$own/shm")"; fi
+    wait
+    exit "$code"
 }
-process= sleeping= shm= agent_folders=
-trap clear TERM INT
+planting= sleeping= agent_folders= code=0
 
 # The agent and what stands between it and this script: whose environment a task may come to see.
 agents=
@@ -80,6 +87,46 @@ while [ "$pid" -gt 1 ]; do
     done < "/proc/$pid/status"
 done
 
+# The directories of the node that no sandbox is given: by device and inode, which a bind mount does not change. What
+# is mounted from another machine, or when it is asked for, may not answer for hours.
+look_at_directories() {
+    mounts=
+    while read -r _ _ _ _ point options rest; do
+        kind=${rest#*- } kind=${kind%% *}
+        case $point in *\\*) point=$(printf '%b' "$point") ;; esac
+        mounts="$mounts$newline$kind $point"
+    done < /proc/self/mountinfo
+    {
+        echo /
+        for folder in /*; do
+            case $folder in /proc | /sys | /dev | /tmp) ;; *) echo "$folder" ;; esac
+        done
+        while IFS=: read -r name _ id _ _ folder _; do
+            case $folder in /?*) if [ "$id" -ge 1000 ] && [ "$id" -lt 60000 ]; then echo "$folder"; fi ;; esac
+        done < /etc/passwd
+    } | sort -u | head -n 500 | while read -r folder; do
+        over= length=0
+        IFS=$newline
+        for mount in $mounts; do
+            point=${mount#* }
+            case $folder/ in "${point%/}"/*)
+                if [ ${#point} -ge $length ]; then length=${#point} over=${mount%% *}; fi ;;
+            esac
+        done
+        unset IFS
+        case $over in
+            autofs | nfs* | cifs | smb* | ceph | lustre | beegfs* | gpfs | afs | glusterfs | fuse | fuse.*)
+                if [ "$length" -gt 1 ]; then say unlooked "$folder"; continue; fi ;;
+        esac
+        # A marker in a home that the user may write tells more.
+        case $folder in "$home" | "$HOME") if [ -w "$folder" ]; then continue; fi ;; esac
+        if [ -d "$folder" ]; then stat -L -c "directory$tab%d:%i %n" "$folder" 2>/dev/null; fi
+    done
+}
+
+work() {
+{ look_at_directories > "$own/directories"; : > "$own/looked"; } &
+echo $! > "$own/processes"
 each_place plant
 echo "$mark" > "$own/own" && mv "$own/own" "$workspace/.$mark-own" && say own "$workspace/.$mark-own"
 say workspace "$workspace"
@@ -98,6 +145,7 @@ SIFPROOF_PLANTED=planted-$hex-environment sh -c '
     while :; do sleep 900 & sleeping=$!; wait $sleeping; done
 ' "planted-$hex-argument" "$own/tried" "$own/signalled" > /dev/null 2>&1 &
 process=$!
+echo "$process" >> "$own/processes"
 # Shown to work before it counts that a slot's signal has no effect.
 tries=0
 until [ -e "$own/tried" ] || [ "$tries" = 200 ]; do
@@ -110,30 +158,13 @@ say signalled "$own/signalled"
 
 say ipc-namespace "$(readlink /proc/self/ns/ipc)"
 if command -v ipcmk > /dev/null && shm=$(ipcmk -M 64 -p 0600 | tr -dc 0-9) && [ "$shm" ]; then
+    echo "$shm" > "$own/shm"
     while read -r key id rest; do
         if [ "$id" = "$shm" ]; then say shm "$key $id"; fi
     done < /proc/sysvipc/shm
 fi
 
-most=0 block=
-while read -r major minor blocks name; do
-    case $blocks in *[!0-9]* | '') continue ;; esac
-    if [ "$blocks" -gt "$most" ]; then most=$blocks block="$major $minor"; fi
-done < /proc/partitions
-say block "$block"
-
-# The directories of the node that no sandbox is given: by device and inode, which a bind mount does not change.
-{
-    echo /
-    for folder in /*/; do
-        case $folder in /proc/ | /sys/ | /dev/ | /tmp/) ;; *) echo "${folder%/}" ;; esac
-    done
-    while IFS=: read -r name _ id _ _ folder _; do
-        case $folder in /?*) if [ "$id" -ge 1000 ] && [ "$id" -lt 60000 ]; then echo "$folder"; fi ;; esac
-    done < /etc/passwd
-} | sort -u | while read -r folder; do
-    if [ "$folder" != "$home" ] && [ "$folder" != "$HOME" ] && [ -d "$folder" ]; then echo "$folder"; fi
-done | head -n 500 | tr '\n' '\0' | timeout 10 xargs -0 stat -L -c "directory$tab%d:%i %n" 2>/dev/null
+say block "$(find_block)"
 
 # Values of the environment, by checksums that nobody can look up. A value is on disk where secrets are, meanwhile.
 variables=$NOMAD_SECRETS_DIR/variables
@@ -159,15 +190,39 @@ done
 rm -rf "$variables"
 say environment "$(command -v sha256sum)"
 
+tries=0
+until [ -e "$own/looked" ] || [ "$tries" = 200 ]; do
+    sleep 0.05
+    tries=$((tries + 1))
+done
+cat "$own/directories"
+if [ ! -e "$own/looked" ]; then say unlooked 'what comes after it, for it did not answer within 10 s'; fi
 echo planted
+}
+
+trap clear TERM INT
+work & planting=$!
+wait "$planting" || { code=1; clear; }
 while :; do sleep 900 & sleeping=$!; wait "$sleeping"; done
+"""
+
+
+_FIND_BLOCK = r"""
+find_block() { # the largest block device of the node
+    most=0 found=
+    while read -r major minor blocks name; do
+        case $blocks in *[!0-9]* | '') continue ;; esac
+        if [ "$blocks" -gt "$most" ]; then most=$blocks found="$major $minor"; fi
+    done < /proc/partitions
+    echo "$found"
+}
 """
 
 
 def plant(hex: str, *, allocation: str, task: str, workspace: str) -> str:
     """What runs on the node, until it is told to end; :data:`PLANTED` is the line that says that all is planted."""
     values = {"hex": hex, "allocation": allocation, "task": task, "workspace": workspace}
-    return _with({**values, "value_bytes": str(VALUE_BYTES)}, _PLANT)
+    return _with({**values, "value_bytes": str(VALUE_BYTES)}, _FIND_BLOCK + _PLANT)
 
 
 _LOOK_AFTER = r"""
@@ -280,8 +335,12 @@ for point in $points; do
     done
 done
 IFS=' '
-if [ "$block" ] && mknod "$start/$mark-block" b $block 2>/dev/null; then
-    if (: < "$start/$mark-block") 2>/dev/null; then say device "one made by mknod ($block)"; fi
+[ "$block" ] || block=$(find_block 2>/dev/null)
+if [ "$block" ] && command -v mknod > /dev/null; then
+    say mknod "$block"
+    if mknod "$start/$mark-block" b $block 2>/dev/null && (: < "$start/$mark-block") 2>/dev/null; then
+        say device "one made by mknod ($block)"
+    fi
 fi
 rm -f "$start/$mark-block"
 IFS=$newline
@@ -299,7 +358,7 @@ if (: < /proc/kcore) 2>/dev/null; then say writable-setting '/proc/kcore, for re
 for folder in / /etc /usr /usr/bin /usr/lib /usr/local/bin /bin /sbin /lib /opt /var/lib; do
     [ -d "$folder" ] || continue
     say root-folder "$folder"
-    if mkdir "${folder%/}/$mark-root" 2>/dev/null; then say writable-root "$folder"; rmdir "${folder%/}/$mark-root"; fi
+    if mkdir "${folder%/}/$mark-root" 2>/dev/null; then say writable-root "$folder"; fi
 done
 
 for point in $points; do
@@ -334,13 +393,17 @@ say end ''
 def look(hex: str, *, places: Iterable[str], own: str, process: str, shm: str, block: str) -> str:
     """What looks around in a slot; ``places`` are lines of a name and the path of a marker on the node."""
     values = {"hex": hex, "places": "\n".join(places), "own": own, "process": process, "shm": shm, "block": block}
-    return _with(values, _FIND_POINTS + _LOOK)
+    return _with(values, _FIND_POINTS + _FIND_BLOCK + _LOOK)
 
 
-def look_at_environment() -> str:
-    """What prints every variable that a slot sees: its own, and those of all processes that show theirs."""
+def look_at_environment(own: str) -> str:
+    """What prints every variable that a slot sees: its own, and those of all processes that show theirs.
+
+    ``own`` is the value of one that it must find.
+    """
     return (
-        _FIND_POINTS.replace('say mount "$options $point"', ":")
+        f"export sifproof_own={quote(own)}\n"
+        + _FIND_POINTS.replace('say mount "$options $point"', ":")
         + rf"""
 IFS=$newline
 {{
@@ -354,15 +417,24 @@ say end ''
 
 
 _CLEAR = r"""
+say() { printf '%s\t%s\n' "$1" "$2"; }
 IFS='
 '
+for folder in $roots; do
+    if [ -d "${folder%/}/.sifproof-$hex-root" ]; then say kept-root "$folder"; fi
+    rmdir "${folder%/}/.sifproof-$hex-root" 2>/dev/null
+done
 for folder in . /tmp /var/tmp /dev/shm /root $HOME $folders; do rm -f "$folder/.sifproof-$hex-inside" 2>/dev/null; done
+say end ''
 """
 
 
-def clear(hex: str, folders: Iterable[str]) -> str:
-    """What removes in a slot the marks that :func:`look` left, wherever it may have written some."""
-    return _with({"hex": hex, "folders": "\n".join(dict.fromkeys(folders))}, _CLEAR)
+def clear(hex: str, folders: Iterable[str], roots: Iterable[str]) -> str:
+    """What removes in a slot the marks that :func:`look` left, wherever it may have written some.
+
+    It tells those of ``roots``, directories of the root file system, where one is still there.
+    """
+    return _with({"hex": hex, "folders": "\n".join(dict.fromkeys(folders)), "roots": "\n".join(roots)}, _CLEAR)
 
 
 _ASK = r"""
@@ -394,22 +466,45 @@ print("HTTP/1.1", answer.status, answer.reason)
 ' "$@"
 }
 by_curl() { curl -qgksS -i -m 3 -X "$1" -H 'Content-Type: application/json' --data-binary "$6" "$2://$3:$4$5"; }
+by_wget() { # of the options that busybox knows too
+    case $1 in POST) set -- "$@" "--post-data=$6" ;; esac
+    timeout 5 wget -S -O /dev/null -T 3 ${7:+"$7"} --header='Content-Type: application/json' --no-check-certificate \
+        "$2://$3:$4$5" 2>&1 | sed -n 's|.*\(HTTP/1\.[01] [0-9][0-9][0-9].*\)|\1|p'
+}
 by_nc() {
     [ "$2" = http ] || return 1
     printf '%s %s HTTP/1.0\r\nHost: %s:%s\r\nContent-Length: %s\r\n\r\n%s' "$1" "$5" "$3" "$4" "${#6}" "$6" \
         | timeout 3 nc "$3" "$4"
 }
-# A way to ask is one that its own server, which certainly answers, can be reached by.
-way=
-for tool in bash python3 curl nc; do
-    command -v "$tool" > /dev/null || continue
-    tools="$tools $tool"
-    case "$(by_$tool GET http "$own_host" "$own_port" /health '' 2>/dev/null)" in HTTP/*)
+works() { # a host and a port where somebody certainly answers: a tool by which he can be reached is a way to ask
+    for tool in bash python3 curl wget nc; do
         case "$tool $schemes" in bash*https* | nc*https*) continue ;; esac
-        way=$tool
-        break ;;
-    esac
-done
+        command -v "$tool" > /dev/null || continue
+        case $tools in *" $tool"*) ;; *) tools="$tools $tool" ;; esac
+        case "$(by_$tool GET http "$1" "$2" /health '' 2>/dev/null)" in HTTP/*) way=$tool; return ;; esac
+    done
+    return 1
+}
+listen() { # prints the port
+    python3 -c '
+import http.server, threading
+server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+print(server.server_port, flush=True)
+threading.Timer(20, server.shutdown).start()
+server.serve_forever()
+'
+}
+way= port=
+works "$own_host" "$own_port"
+if [ -z "$way" ] && command -v python3 > /dev/null; then
+    # The slot may have no network. Then a program that reaches one who listens in it is as good, to show it.
+    listen > .sifproof-port 2>/dev/null & listening=$!
+    tries=0
+    until read -r port < .sifproof-port || [ "$tries" = 100 ]; do sleep 0.05; tries=$((tries + 1)); done
+    if [ "$port" ] && works 127.0.0.1 "$port"; then say cut ''; fi
+    kill "$listening"
+    rm -f .sifproof-port
+fi
 say tools "$tools"
 say way "$way"
 ask() { # address method path body

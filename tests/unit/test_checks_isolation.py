@@ -1,0 +1,362 @@
+"""What counts as a leak and as a limit, and the script that plants markers where a file system hangs."""
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from sifproof.checks.isolation import scripts
+from sifproof.checks.isolation.host import judge_devices, judge_place
+from sifproof.checks.isolation.planted import Planted, Said, is_ordinary
+from sifproof.checks.isolation.slot import Greed, Limits
+from sifproof.checks.registry import NotApplicable, NotMeasured
+from sifproof.sandbox.client import Result
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_abcdefghijKLMNOPqrstuvwx",
+        "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+        "gho_16C7e42F292c6912E7710c838347Ae178B4a",
+        "npm_abcdefghijklmnop",
+        "sk_live_4eC39HqLyjWDarjtT1zdp7dc",
+        "s.iyNUhq8Ov4hIAx6snw5mB2nL",
+        "hvs.CAESIJlWhXqLAdcPqKlTrTLmDkYp",
+        "abcdefghijklmnopqrst",
+        "91827364554637281900",
+        ".hidden-value",
+        "en_US.secretofmine",
+        "C.abcdefghijkl",
+    ],
+)
+def test_a_value_that_looks_like_a_secret_counts(secret):
+    assert not is_ordinary(secret)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("short", "C.UTF-8", "POSIX", "de_DE.UTF-8", "en_US.utf8", "de_DE.ISO-8859-15@euro", "en_US:en"),
+        *("/usr/share/somewhere", "./relative/path", "~/bin/tools", "~user/bin"),
+        *("noninteractive", "truecolor", "2024-01-01 12:00:00", "3.11.2.1", "127.0.0.1,10.0.0.1", "1700000000"),
+    ],
+)
+def test_what_machines_have_in_common_by_chance_does_not(value):
+    assert is_ordinary(value)
+
+
+def test_a_value_of_many_marks_is_judged_at_once():
+    start = time.monotonic()
+    is_ordinary("-" * 5000 + "x")
+    assert time.monotonic() - start < 1
+
+
+# --- exhaustion
+
+
+def answer(*lines: str, **more) -> Result:
+    return Result(success=more.pop("success", True), output="\n".join(lines), **more)
+
+
+def test_all_of_it_taken_is_no_limit_met():
+    finding = Greed(answer("took all"), calls=3, during=2).finding("took 5", "", "no limits")
+    assert finding.passed
+    assert (
+        finding.saw
+        == "slot 0 took 5 and met no limit; 3 calls of slot 1 answered, 2 of them at the height of it; " + ("no limits")
+    )
+
+
+@pytest.mark.parametrize(
+    "greedy",
+    [
+        answer("wrote 0"),
+        answer("[stderr]", "head: cannot open '/dev/zero' for reading: No such file or directory", "0"),
+        answer("[stderr]", "bash: line 1: file: Permission denied"),
+        answer(success=False, error="Command timed out after 5s", metadata={"timeout": True, "exit_code": -1}),
+        answer("tail ended with 0", "took 0"),
+    ],
+)
+def test_a_command_that_failed_for_another_reason_met_no_limit(greedy):
+    with pytest.raises(NotMeasured, match="slot 0 could take nothing"):
+        Greed(greedy, calls=3).finding("took 5", "", "")
+
+
+@pytest.mark.parametrize(
+    "greedy",
+    [
+        answer("head: error writing 'standard output': No space left on device"),
+        answer("bash: fork: retry: Resource temporarily unavailable", success=False),
+        answer("tail ended with 137", "took 0"),
+        answer(success=False, metadata={"exit_code": 137}, error="Exit code: 137"),
+        answer(success=False, metadata={"exit_code": -9}),
+    ],
+)
+def test_words_and_codes_of_a_limit_are_one(greedy):
+    finding = Greed(greedy, calls=3).finding("took 5", "", "")
+    assert finding.passed
+    assert "slot 0 was stopped, and met a limit" in finding.saw
+
+
+def test_what_was_taken_of_it_is_told():
+    saw = Greed(answer(success=False, error="Command timed out"), calls=3).finding("", "started 20 processes", "").saw
+    assert saw.startswith("slot 0 started 20 processes and no more: Command timed out")
+
+
+def test_trouble_of_the_other_fails_whatever_was_taken():
+    finding = Greed(answer(), trouble=["gone"]).finding("took 5", "", "")
+    assert not finding.passed
+    assert "meanwhile: gone" in finding.saw
+
+
+@pytest.mark.parametrize(
+    ("least", "nothing", "said"),
+    [
+        ({"a": None, "b": None}, "", "the node sets no limit to it (a unlimited, b unlimited)"),
+        ({"a": 2048, "b": None}, "", "the node's limits to it: a 2, b unlimited"),
+        ({"b": None}, "no look", "what the node allows of it could not be read (b unlimited; no look)"),
+        ({"b": 1024}, "no look", "the node's limits to it: b 1"),
+        ({}, "no look", "what the node allows of it could not be read (no look)"),
+    ],
+)
+def test_what_the_node_allows_is_said_in_a_sentence(least, nothing, said):
+    assert Limits(least, None, nothing).of("it", "a", "b", unit=1024).startswith(said)
+
+
+# --- what is planted on the node
+
+
+def hung(path: str) -> None:
+    """Mount a file system that nobody serves, in a mount name space of the caller's own; who looks at it waits."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fuse = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
+    if (
+        libc.unshare(0x20000)
+        or libc.mount(b"none", b"/", None, 0x44000, None)
+        or libc.mount(b"hung", path.encode(), b"fuse", 0, options)
+    ):
+        os._exit(99)
+    os.set_inheritable(fuse, True)  # while it is open, there might be an answer
+
+
+@contextlib.contextmanager
+def planting(folder: Path, **more):
+    """The script that plants, as Nomad would run it, and the word that its markers have."""
+    own = folder / "allocations" / "own"
+    (own / "alloc").mkdir(parents=True)
+    (folder / "secrets").mkdir()
+    (folder / "home").mkdir()
+    (folder / "allocations" / "box" / "alloc" / "data" / "slot_0").mkdir(parents=True)
+    mark = secrets.token_hex(12)
+    script = scripts.plant(mark, allocation="box", task="server", workspace="slot_0")
+    environment = {
+        **os.environ,
+        "NOMAD_ALLOC_DIR": str(own / "alloc"),
+        "NOMAD_SECRETS_DIR": str(folder / "secrets"),
+        "HOME": str(folder / "home"),
+        **more.pop("env", {}),
+    }
+    process = subprocess.Popen(
+        ["sh", "-c", script], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True, **more
+    )
+    try:
+        yield process, mark
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def said_before(process, word: str) -> list[str]:
+    lines = []
+    for line in process.stdout:
+        if line.partition("\t")[0].strip() == word:
+            return lines
+        lines.append(line.rstrip("\n"))
+    raise AssertionError(lines)
+
+
+def markers(lines: list[str], mark: str) -> list[Path]:
+    places = [Path(line.partition(" ")[2]) for line in lines if line.startswith("place\t")]
+    assert {path.name.removeprefix(f".sifproof-{mark}-") for path in places} >= {"home", "tmp", "allocations"}
+    return places
+
+
+def test_markers_are_planted_and_cleared_away(tmp_path):
+    with planting(tmp_path) as (process, mark):
+        lines = said_before(process, "planted")
+        places = markers(lines, mark)
+        assert all(path.read_text() == f"sifproof-{mark}\n" for path in places)
+        assert any(line.startswith("directory\t") for line in lines)
+        process.terminate()
+        assert process.wait(4) == 0
+        assert [path for path in places if path.exists()] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="needs a mount")
+def test_a_file_system_of_the_network_that_hangs_is_not_looked_at(tmp_path):
+    with planting(tmp_path, preexec_fn=lambda: hung("/mnt"), close_fds=False) as (process, mark):
+        start = time.monotonic()
+        lines = said_before(process, "planted")
+        assert time.monotonic() - start < 5
+        assert "unlooked\t/mnt" in lines
+        assert any(line.endswith(" /usr") for line in lines if line.startswith("directory\t"))
+        process.terminate()
+        assert process.wait(4) == 0
+        assert [path for path in markers(lines, mark) if path.exists()] == []
+
+
+def test_markers_go_while_something_hangs(tmp_path):
+    """As a program does that waits for a disk: it does not hear that it is told to end."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("stat", "ipcmk"):
+        (programs / name).write_text("#!/bin/sh\ntrap '' TERM\nsleep 60\n")
+        (programs / name).chmod(0o755)
+    with planting(tmp_path, env={"PATH": f"{programs}:{os.environ['PATH']}"}) as (process, mark):
+        lines = said_before(process, "ipc-namespace")
+        places = markers(lines, mark)
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        while any(path.exists() for path in places):
+            assert time.monotonic() - start < 4
+            time.sleep(0.01)
+
+
+def found(*lines: str) -> Planted:
+    """What was planted where the node says ``lines``; nothing of it is seen."""
+    node = Said("\n".join([*lines, "end"]), "end", "node")
+    inside = Said("own\tfound\nend", "end", "slot")
+    return Planted(inside, node, Said("arrived\town found\nend", "end", "node"), "", inside, "", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("home", "closed\thome /var/lib/nomad"),
+        ("home", "absent\thome /nonexistent"),
+        ("home", "nothing\t"),
+        ("dev-shm", "absent\tdev-shm /dev/shm"),
+    ],
+)
+def test_nothing_can_be_left_where_there_is_no_directory_of_the_user(name, line):
+    with pytest.raises(NotApplicable):
+        judge_place(name, found(line))
+
+
+def test_a_directory_that_may_not_be_written_could_not_be_looked_at():
+    with pytest.raises(NotMeasured, match="nothing could be planted: /var/tmp") as caught:
+        judge_place("var-tmp", found("closed\tvar-tmp /var/tmp"))
+    assert not isinstance(caught.value, NotApplicable)
+
+
+def test_one_of_two_directories_is_told():
+    finding = judge_place("workdir", found("place\tworkdir /a/.mark", "closed\tworkdir /b"))
+    assert finding.passed
+    assert finding.saw.endswith(": /a; not looked at, for the client's user may not write there: /b")
+
+
+@pytest.mark.parametrize(
+    ("lines", "green"),
+    [
+        (["mknod\t8 0"], True),
+        (["CapEff\t0", "map\t0 0 4294967295"], True),
+        (["CapEff\tffffffffff", "map\t0 1000 1"], True),
+        (["CapEff\tffffffffff", "map\t0 0 4294967295"], False),
+    ],
+)
+def test_a_device_that_could_be_made_has_to_be_tried(lines, green):
+    said = Said("\n".join([*lines, "end"]), "end", "slot")
+    if green:
+        assert judge_devices(said).passed
+        assert not judge_devices(Said("\n".join([*lines, "device\t/dev/sda", "end"]), "end", "slot")).passed
+    else:
+        with pytest.raises(NotMeasured, match="mknod"):
+            judge_devices(said)
+
+
+# --- who asks Nomad
+
+
+class Api(BaseHTTPRequestHandler):
+    """Answers one path and no other, as Nomad does to somebody without a token."""
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(200 if self.path in ("/health", "/v1/jobs") else 403)
+        self.end_headers()
+
+    def do_POST(self):
+        self.send_response(200 if self.rfile.read(int(self.headers["Content-Length"])) == b'{"a": 1}' else 400)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def api():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+TOOLS = ("bash", "python3", "curl", "wget", "nc")
+
+
+def asked(folder: Path, tool: str, port: int, own_port: int) -> Said:
+    """What the script says where there is no other program than ``tool`` to ask with."""
+    for name in ("cat", "head", "sed", "timeout", "rm", "sleep", tool):
+        (folder / name).symlink_to(shutil.which(name))
+    script = scripts.ask(
+        own_host="127.0.0.1",
+        own_port=own_port,
+        targets=[f"http://127.0.0.1:{port}"],
+        gateway="",
+        job="j",
+        plan='{"a": 1}',
+    )
+    done = subprocess.run(
+        [shutil.which("sh"), "-c", script],
+        env={"PATH": str(folder)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Said(done.stdout, "end", done.stderr)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_each_program_gets_the_same_answers(tmp_path, api, tool):
+    if not shutil.which(tool):
+        pytest.skip(f"no {tool} here")
+    said = asked(tmp_path, tool, api, api)
+    assert said.one("way") == tool
+    answers = {line.split()[2]: line.split()[4] for line in said["answer"]}
+    assert answers == {"/v1/jobs": "200", "/v1/nodes": "403", "/v1/agent/self": "403", "/v1/job/j/plan": "200"}
+
+
+def test_who_reaches_nobody_is_told_from_who_has_nothing_to_ask_with(tmp_path, api):
+    (tmp_path / "with").mkdir()
+    said = asked(tmp_path / "with", "python3", api, 1)
+    assert said.one("way") == "python3"
+    assert said["cut"]
+    assert "200" in said["answer"][0]  # it is asked all the same
+    (tmp_path / "without").mkdir()
+    without = asked(tmp_path / "without", "curl" if shutil.which("curl") else "bash", api, 1)
+    assert not without.one("way")
+    assert not without["answer"]
