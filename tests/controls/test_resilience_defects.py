@@ -1,6 +1,8 @@
 """Restarts, kills and full disks, of sandboxes that lose their data, don't come back, or don't say so."""
 
 import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import defects
@@ -11,6 +13,7 @@ from placed import red, verdicts
 
 from sifproof import config
 from sifproof.checks import registry, resilience
+from sifproof.nomad import twin
 from sifproof.nomad.client import connect
 
 HERE = Path(__file__).parent
@@ -115,9 +118,34 @@ def test_a_server_may_say_in_its_own_way_that_its_port_is_taken(house, line):
     assert found.verdict == "pass" and "in use" in found.message.lower()
 
 
+def test_what_nomads_own_check_says_is_what_counts_as_seen(house, monkeypatch):
+    """A check that asks something else than a stopped server never fails."""
+
+    def another(job):
+        let_nomad_check(job)
+        job["Job"]["TaskGroups"][0]["Services"][0]["Checks"][0].update(Type="http", Path="/", PortLabel="other")
+        job["Job"]["TaskGroups"][0]["Networks"][0]["ReservedPorts"] = [{"Label": "other", "Value": elsewhere}]
+
+    let_nomad_check = twin.let_nomad_check
+    monkeypatch.setattr(twin, "let_nomad_check", another)
+    monkeypatch.setattr(resilience, "_CHECKED_S", 4.0)
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    elsewhere = listening.server_port
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    try:
+        with house.sandbox("checked", policy={"off": ["persistence.*", "resilience.[!s]*"]}) as server:
+            (found,) = verdicts(server, SUITES).values()
+    finally:
+        listening.shutdown()
+        listening.server_close()
+    assert (found.verdict, found.check) == ("fail", "resilience.stopped")
+    assert "Nomad's own check says success" in found.message
+
+
 def memory_of(house, part: float) -> int:
     with house.cluster.connect(config.Nomad()) as client:
-        (node,) = (client.get("node", node["ID"]) for node in client.get("nodes") if node["Status"] == "ready")
+        # Not that of a second client, which Nomad may not have noticed to be gone.
+        (node,) = (client.get("node", node["ID"]) for node in client.get("nodes") if node["Datacenter"] == "dc1")
     return int(node["NodeResources"]["Memory"]["MemoryMB"] * part)
 
 

@@ -27,6 +27,9 @@ from sifproof.sandbox.client import SandboxClient, ServerError
 _ANSWERS_S = 1.0
 """How long a stopped server is waited for."""
 
+_CHECKED_S = 10.0
+"""How long Nomad may take to see what has become of a server that it checks."""
+
 _WORKS_S = 10.0
 """How long a command may take that does nothing."""
 
@@ -66,6 +69,7 @@ def _twin(server: Server) -> Server:
     """The twin that is killed and stopped."""
     placed = server.placed
     job = twin.create_twin(placed.job, node_id=placed.allocation.node_id)
+    twin.let_nomad_check(job)
     return server.share("twin", lambda: _start(server, job, _kept(server)))
 
 
@@ -163,11 +167,12 @@ def killed_data(server: Server) -> Finding:
 
 @check(
     "resilience.stopped",
-    "While the server's process hangs (SIGSTOP), `/health` does not answer; while another process of the server "
-    "hangs, `/health` does not say that all is well unless commands work; afterwards it serves on.",
+    "While the server's process hangs (SIGSTOP), `/health` does not answer, and Nomad's own check of it fails; while "
+    "another process of the server hangs, `/health` does not say that all is well unless commands work; afterwards it "
+    "serves on.",
     why="Schedulers ask `/health` alone: one that answers for a server that hangs sends agents into it.",
     todo="Answer `/health` from the process that does the work, or have it ask that process.",
-    waits_s=_ANSWERS_S,
+    waits_s=_ANSWERS_S + 2 * twin.CHECKED_EVERY_S,
     once=True,
 )
 def stopped(server: Server) -> Finding:
@@ -176,6 +181,8 @@ def stopped(server: Server) -> Finding:
     probe = SandboxClient(there.client.url, timeout_s=_ANSWERS_S, grace_s=0)
     place = (placed.node, placed.allocation.id, _port_inside(there))
     try:
+        if checked := _checked_otherwise(there, "success"):
+            raise NotMeasured(f"Nomad's own check of `/health` does not pass on a server that answers: {checked}")
         with signals.stopped(*place, "listening") as found:
             if not found.stopped:
                 raise NotMeasured("the server's process could not be found by the user of the node's Nomad client")
@@ -183,6 +190,9 @@ def stopped(server: Server) -> Finding:
             saw = f"with the {len(found.stopped)} that listen on its port stopped: {health}"
             if not isinstance(health, ServerError):
                 return expect(False, saw)
+            if checked := _checked_otherwise(there, "failure"):
+                return expect(False, f"{saw}; Nomad's own check says {checked}")
+            saw += "; Nomad's own check fails"
         if found.others:
             with signals.stopped(*place, "others") as found:
                 health = _says(probe)
@@ -191,6 +201,8 @@ def stopped(server: Server) -> Finding:
                     return expect(False, f"{saw}, and a command: {unable}")
     except ProbeError as error:
         raise NotMeasured(f"the server could not be stopped: {error}") from None
+    except SifproofError as error:
+        raise NotMeasured(f"Nomad's own check of `/health` could not be looked at: {error}") from None
     answered = ready(there)
     unable = _unable(there)
     return expect(answered.passed and not unable, f"{saw}; afterwards {unable or 'a command works'}")
@@ -201,6 +213,18 @@ def _says(probe: SandboxClient) -> dict[str, object] | ServerError:
         return probe.health()
     except ServerError as error:
         return error
+
+
+def _checked_otherwise(there: Server, wanted: str) -> str:
+    """What Nomad's own check of ``/health`` says that does not come to say ``wanted``; empty where it does."""
+    end = time.monotonic() + _CHECKED_S
+    while True:
+        status, output = there.placed.nomad.checks(there.placed.allocation.id).get(twin.CHECK, ("nothing", ""))
+        if status == wanted:
+            return ""
+        if time.monotonic() > end:
+            return f"{status} {output[:200]!r}"
+        time.sleep(0.1)  # what a check finds, no event tells
 
 
 def _unable(there: Server) -> str:

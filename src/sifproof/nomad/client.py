@@ -171,6 +171,18 @@ class Client:
             answer = self._files.cat.request(allocation, params=self._file_params(path=path), method="get")
         return bytes(answer.content)
 
+    def checks(self, allocation: str) -> dict[str, tuple[str, str]]:
+        """What Nomad's own checks of the services of ``allocation`` said last: status and output of each, by its name.
+
+        A status is ``success``, ``failure`` or ``pending``.
+        """
+        validate_id(allocation, "allocation id")
+        with self._in_words(f"checks of allocation {allocation}"):
+            answer = self._files.allocation.request(
+                allocation, "checks", params={"namespace": self.namespace}, method="get"
+            )
+        return {one["Check"]: (one["Status"], one.get("Output") or "") for one in (answer.json() or {}).values()}
+
     def logs(self, allocation: str, task: str, stream: str = "stderr", tail: int = 65536) -> str:
         """The last ``tail`` bytes that ``task`` wrote to ``stream`` (``stdout`` or ``stderr``); empty for none."""
         validate_id(allocation, "allocation id")

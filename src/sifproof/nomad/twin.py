@@ -22,6 +22,10 @@ from sifproof.nomad.submit import wait_for_allocations
 RESTART_DELAY_S = 0.2
 """Before Nomad starts a twin again whose server has ended; it adds up to a quarter."""
 
+CHECK = "health"
+CHECKED_EVERY_S = 1.0
+"""Nomad checks no more often, nor does it give up sooner on an answer."""
+
 _RESTARTS = {
     "Attempts": 2,
     "Delay": int(RESTART_DELAY_S * 1e9),
@@ -87,6 +91,14 @@ def give_small_disk(job: Mapping[str, Any]) -> None:
         task["Config"]["args"][-1] = f"if unshare -Urm true 2>/dev/null; then\n{own}\nelse\n{scratch}\nfi"
     # What lies in it counts as memory of the task.
     task["Resources"]["MemoryMB"] += 128
+
+
+def let_nomad_check(job: Mapping[str, Any]) -> None:
+    """Have Nomad ask ``/health`` of ``job`` every :data:`CHECKED_EVERY_S`, as it does for a scheduler that asks it."""
+    every = int(CHECKED_EVERY_S * 1e9)
+    check = {"Name": CHECK, "Type": "http", "Path": "/health", "Interval": every, "Timeout": every}
+    service = {"Name": "sifproof-twin", "Provider": "nomad", "PortLabel": PORT_LABEL, "Checks": [check]}
+    job["Job"]["TaskGroups"][0]["Services"] = [service]
 
 
 def listen_on(job: Mapping[str, Any], port: int) -> None:
