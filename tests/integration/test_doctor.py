@@ -499,6 +499,7 @@ def test_nodes_that_take_no_job_are_judged_by_what_nomad_says(two):
         looks = {one.machine: one for one in look.nodes(client, settings, run="t")}
     (finding,) = looks["poor"].findings
     assert "not eligible" in finding.what
+    assert finding.mend == f"nomad node eligibility -enable {looks['poor'].node}"
     (missing,) = looks["the cluster"].findings
     assert (missing.id, missing.severity) == ("datacenter", "blocks")
     # No sandbox is placed there: whatever it lacks blocks nothing.

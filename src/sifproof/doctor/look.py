@@ -301,13 +301,16 @@ def _of_node(
 ) -> tuple[Facts | None, list[Finding]]:
     """Facts and findings on ``node``; ``case`` is what is known of it without ``answer``."""
     if not node.usable:
-        ready = node.status == "ready"
+        if node.status != "ready":
+            mend = "start the Nomad client of the node, or let it reach the servers: its log says what it lacks"
+        else:
+            mend = f"nomad node {'drain -disable' if node.draining else 'eligibility -enable'} {node.id}"
         finding = Finding(
             id="node",
             severity="degrades",
             what=f"The node is {node.state}",
             why="Nomad places nothing there, and it was not looked at.",
-            mend=f"nomad node {'eligibility -enable' if ready else 'status'} {node.id}",
+            mend=mend,
             words=r"no ready and eligible node|Nomad lost",
         )
         return None, [finding]
@@ -326,7 +329,8 @@ def _unseen(answer: Answer, case: Case) -> Finding:
         severity="blocks" if wanted and "raw_exec" not in case.elsewhere else "degrades",
         what=f"The node could not be looked at: {answer.fault}",
         why="What keeps a short script from running there keeps a sandbox from it too.",
-        mend=f"nomad node status {answer.node_id}",
+        mend="have who runs the node look at the log of its Nomad client, and at what it has to give: "
+        f"nomad node status {answer.node_id}",
         sandboxes=wanted,
         checks=["health.*"],
         words=r"Nomad lost|the node stopped answering|did not run within",
