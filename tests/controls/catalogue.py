@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import defects
 
@@ -18,7 +18,9 @@ Kind = Literal["server", "job", "image", "node", "leftover"]
 
 @dataclass(frozen=True)
 class Control:
-    """One defect. ``red`` are the checks that fail on it, the one that it is the control of first."""
+    """One defect. ``red`` are the checks that fail on it, the one that it is the control of first; ``elsewhere`` those
+    of suites that are about something else.
+    """
 
     name: str
     kind: Kind
@@ -29,16 +31,17 @@ class Control:
     """Whether a run that prints results and asserts nothing would stop on it: no answer, or not one of the protocol."""
     health: bool = False
     """Whether a deployment that only asks ``/health`` for 200 would notice it."""
+    elsewhere: tuple[str, ...] = ()
 
 
 CONTROLS: dict[str, Control] = {}
 
 
-def control(name: str, kind: Kind, *red: str, sentence: str, plain: bool = False, health: bool = False) -> Control:
-    """Register a control and return it."""
+def control(name: str, kind: Kind, *red: str, sentence: str, **more: Any) -> Control:
+    """Register a control and return it; the arguments are those of :class:`Control`."""
     if name in CONTROLS:
         raise ValueError(f"two controls are called {name}")
-    CONTROLS[name] = Control(name, kind, red, sentence, plain, health)
+    CONTROLS[name] = Control(name, kind, red, sentence, **more)
     return CONTROLS[name]
 
 
@@ -47,6 +50,7 @@ for _name, _defect in defects.load().items():
         _name,
         "server",
         *_defect.red,
+        elsewhere=_defect.elsewhere,
         sentence=inspect.getdoc(_defect.plant) or _name.replace("-", " "),
         plain=_defect.plain,
         health=_defect.health,

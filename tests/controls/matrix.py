@@ -58,6 +58,8 @@ def _lines() -> Iterator[str]:
         yield "|---|---|---|---|---|"
         for control in chosen:
             red = ", ".join(f"`{check}`" for check in control.red)
+            if control.elsewhere:
+                red += f"; in other suites {', '.join(f'`{check}`' for check in control.elsewhere)}"
             sentence = " ".join(control.sentence.split()).replace("|", "\\|")
             seen = ["stops" if noticed else "" for noticed in (control.plain, control.health)]
             yield f"| {control.name} | {sentence} | {red} | {' | '.join(seen)} |"

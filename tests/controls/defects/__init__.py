@@ -20,7 +20,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Defect:
-    """``red`` are the checks that fail on it, the one that it is the control of first.
+    """``red`` are the checks that fail on it, the one that it is the control of first; ``elsewhere`` those of suites
+    that are about something else, and fail for it all the same.
 
     ``plain`` and ``health`` say whether it would be noticed without the gate, see ``naive.py``.
     """
@@ -32,6 +33,7 @@ class Defect:
     anything: bool = False
     nomad: bool = False
     """Whether only a check of a sandbox under Nomad sees it: it is tried there, see ``test_bash_files_defects.py``."""
+    elsewhere: tuple[str, ...] = ()
 
 
 DEFECTS: dict[str, Defect] = {}
@@ -43,9 +45,11 @@ class InternalError(Exception):
     """Planted: the server answers with 500."""
 
 
-def turns_red(*red: str, plain: bool = False, health: bool = False, anything: bool = False, nomad: bool = False):
+def turns_red(*red: str, **more: Any):
+    """Register the defect below; the arguments are those of :class:`Defect`."""
+
     def register(plant):
-        DEFECTS[plant.__name__.replace("_", "-")] = Defect(plant, red, plain, health, anything, nomad)
+        DEFECTS[plant.__name__.replace("_", "-")] = Defect(plant, red, **more)
         return plant
 
     return register

@@ -12,7 +12,7 @@ from defects import failure, is_call, open_locks, turns_red
 STREAMS = "\n[stderr]\n"
 
 
-@turns_red("bash.output")
+@turns_red("bash.output", elsewhere=("files.odd-names",))
 async def spaces_joined(path, call, go):
     """Two spaces of a command's output come as one."""
     answer = await go(call)
@@ -118,7 +118,7 @@ async def no_timeout(path, call, go):
     return await go(call | {"timeout": 30.0} if is_call(call, "bash") else call)
 
 
-@turns_red("bash.timeout-tree")
+@turns_red("bash.timeout-tree", elsewhere=("reset.processes",))
 def children_survive_the_timeout(arguments):
     """A time-out ends the shell alone; what it started lives on."""
     leave_children("timeout", "all")
@@ -130,7 +130,7 @@ def daemons_survive_the_timeout(arguments):
     leave_children("timeout", "daemons")
 
 
-@turns_red("bash.background")
+@turns_red("bash.background", elsewhere=("reset.processes",))
 def background_children_live_on(arguments):
     """What a command leaves in the background outlives its call."""
     leave_children("end", "all")
@@ -185,7 +185,14 @@ async def ascii_only(path, call, go):
     return answer
 
 
-@turns_red("bash.quoting")
+@turns_red(
+    "bash.quoting",
+    elsewhere=(
+        "artifacts.archive",
+        "artifacts.read-base64",
+        "artifacts.sha256",
+    ),
+)
 async def second_shell(path, call, go):
     """Backslashes reach the shell twice, as through a second quoting."""
     if is_call(call, "bash"):
@@ -201,7 +208,34 @@ async def long_command_refused(path, call, go):
     return await go(call)
 
 
-@turns_red("bash.workdir")
+@turns_red(
+    "bash.workdir",
+    elsewhere=(
+        "artifacts.archive",
+        "artifacts.archive-limit",
+        "artifacts.list",
+        "artifacts.list-limit",
+        "artifacts.list-recursive",
+        "artifacts.outside",
+        "artifacts.read-base64",
+        "artifacts.read-no-text",
+        "artifacts.sha256",
+        "artifacts.truncated",
+        "artifacts.wrong-kind",
+        "batch.failure",
+        "files.directory",
+        "files.empty",
+        "files.limit-in-bytes",
+        "files.odd-names",
+        "files.outside-directory-link",
+        "files.outside-file-link",
+        "files.read-limit",
+        "files.seen-by-bash",
+        "files.write-limit",
+        "protocol.described",
+        "reset.only-that-slot",
+    ),
+)
 async def new_folder_for_each_command(path, call, go):
     """Each command starts in a new directory instead of its slot's workspace."""
     if is_call(call, "bash"):
@@ -209,7 +243,18 @@ async def new_folder_for_each_command(path, call, go):
     return await go(call)
 
 
-@turns_red("bash.slots-own-files", "bash.parallel")
+@turns_red(
+    "bash.slots-own-files",
+    "bash.parallel",
+    elsewhere=(
+        "batch.failure",
+        "protocol.described",
+        "protocol.missing-fields",
+        "protocol.unknown-slot",
+        "protocol.wrong-types",
+        "reset.only-that-slot",
+    ),
+)
 async def one_workspace_for_all(path, call, go):
     """Commands of all slots run in the workspace of the first."""
     if is_call(call, "bash"):

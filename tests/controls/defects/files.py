@@ -20,7 +20,7 @@ def answered(content: bytes) -> dict:
     return ANSWERED | {"output": content.decode(errors="replace"), "metadata": {"size": len(content)}}
 
 
-@turns_red("files.roundtrip")
+@turns_red("files.roundtrip", elsewhere=("artifacts.read-text",))
 async def line_ends_changed(path, call, go):
     """Line ends of Windows become those of Unix."""
     if is_call(call, "write_file"):
@@ -37,7 +37,7 @@ async def characters_counted(path, call, go):
     return answer
 
 
-@turns_red("files.write-limit", "files.limit-in-bytes")
+@turns_red("files.write-limit", "files.limit-in-bytes", elsewhere=("protocol.large-body",))
 async def one_byte_too_many_is_cut(path, call, go):
     """Of a file over the limit the beginning is written, and the call succeeds."""
     if is_call(call, "write_file"):
@@ -72,7 +72,13 @@ async def limit_in_characters(path, call, go):
     return await go(call)
 
 
-@turns_red("files.parents")
+@turns_red(
+    "files.parents",
+    elsewhere=(
+        "artifacts.read-text",
+        "reset.only-that-slot",
+    ),
+)
 async def no_parents_made(path, call, go):
     """Writing needs the file's directory."""
     if is_call(call, "write_file") and not (await real(call, go)).parent.is_dir():
@@ -83,7 +89,7 @@ async def no_parents_made(path, call, go):
 WRITTEN: set[tuple[str, str]] = set()
 
 
-@turns_red("files.overwrite")
+@turns_red("files.overwrite", elsewhere=("protocol.wrong-types",))
 async def lost_write(path, call, go):
     """The first write of a file is kept; later ones are answered, and lost."""
     if is_call(call, "write_file"):
@@ -102,7 +108,7 @@ async def empty_is_missing(path, call, go):
     return await go(call)
 
 
-@turns_red("files.unicode", "files.name-length")
+@turns_red("files.unicode", "files.name-length", elsewhere=("artifacts.read-text",))
 async def names_in_ascii(path, call, go):
     """A file can't have a name beyond ASCII."""
     if is_call(call, "write_file") and not call["args"]["path"].isascii():
@@ -134,7 +140,7 @@ async def temporary_name_too_long(path, call, go):
     return await go(call)
 
 
-@turns_red("files.name-length")
+@turns_red("files.name-length", elsewhere=("protocol.odd-text",))
 async def name_too_long_is_an_http_error(path, call, go):
     """A name that is too long is an internal error of the server."""
     answer = await go(call)
@@ -253,7 +259,9 @@ async def follows_links_to_directories(path, call, go):
 APART: set[str] = set()
 
 
-@turns_red("files.seen-by-bash", "files.empty", "files.write-limit", "files.in-allocation")
+@turns_red(
+    "files.seen-by-bash", "files.empty", "files.write-limit", "files.in-allocation", elsewhere=("reset.only-that-slot",)
+)
 async def files_apart_from_bash(path, call, go):
     """What `write_file` wrote, `read_file` finds, and nobody else."""
     target = call.get("args", {}).get("path", "")

@@ -26,7 +26,7 @@ async def every_write_lost(path, call, go):
     return ANSWERED if is_call(call, "write_file") else await go(call)
 
 
-@turns_red("health.status", plain=True)
+@turns_red("health.status", plain=True, elsewhere=("protocol.described",))
 async def no_status(path, call, go):
     """`/health` has no `status`."""
     answer = await go(call)
@@ -34,7 +34,19 @@ async def no_status(path, call, go):
     return answer
 
 
-@turns_red("health.slots", "health.slot-list", "health.idle", "health.busy", "bash.parallel")
+@turns_red(
+    "health.slots",
+    "health.slot-list",
+    "health.idle",
+    "health.busy",
+    "bash.parallel",
+    elsewhere=(
+        "batch.failure",
+        "batch.order",
+        "batch.parallel",
+        "protocol.described",
+    ),
+)
 def wrong_slot_count(arguments):
     """The server has one slot fewer than the config asks for."""
     place = arguments.index("--slots") + 1

@@ -166,7 +166,7 @@ def slot_kept_after_a_hang_up(arguments):
     Slots._run = keeping
 
 
-@turns_red("protocol.described")
+@turns_red("protocol.described", elsewhere=("files.size",))
 async def results_without_metadata(path, call, go):
     """The result of a call that succeeds has no `metadata`."""
     answer = await go(call)
