@@ -16,7 +16,7 @@ import pytest
 
 from sifproof.checks.isolation import scripts
 from sifproof.checks.isolation.host import judge_devices, judge_place
-from sifproof.checks.isolation.planted import Planted, Said, is_ordinary
+from sifproof.checks.isolation.planted import Planted, Said, is_ordinary, look_at_environment
 from sifproof.checks.isolation.slot import Greed, Limits
 from sifproof.checks.registry import NotApplicable, NotMeasured
 from sifproof.sandbox.client import Result
@@ -284,6 +284,35 @@ def test_a_device_that_could_be_made_has_to_be_tried(lines, green):
     else:
         with pytest.raises(NotMeasured, match="mknod"):
             judge_devices(said)
+
+
+class Shell:
+    """A slot that has no programs but those in a folder, and sees its own processes alone."""
+
+    placement = None
+
+    def __init__(self, folder: Path, *programs: str) -> None:
+        self.folder = folder
+        for name in programs:
+            (folder / name).symlink_to(shutil.which(name))
+
+    def bash(self, command: str) -> Result:
+        alone = ["unshare", "--pid", "--fork", "--mount-proc", shutil.which("sh"), "-c", command]
+        variables = {"PATH": str(self.folder), "GIVEN": "hf_abcdefghijKLMNOPqrstuvwx"}
+        done = subprocess.run(alone, env=variables, capture_output=True, text=True, check=False)
+        return Result(success=done.returncode == 0, output=done.stdout)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs name spaces")
+def test_a_search_that_does_not_find_its_own_variable_is_none(tmp_path):
+    needed = ("unshare", "cat", "tr", "cut", "sort", "head")
+    (tmp_path / "whole").mkdir()
+    assert look_at_environment(Shell(tmp_path / "whole", *needed, "env")) == {"hf_abcdefghijKLMNOPqrstuvwx": ["GIVEN"]}
+    for lacking in ("cut", "sort", "head"):
+        (tmp_path / lacking).mkdir()
+        found = look_at_environment(Shell(tmp_path / lacking, *{*needed, "env"} - {lacking}))
+        assert isinstance(found, NotMeasured)
+        assert "does not find one of its own" in str(found)
 
 
 # --- who asks Nomad

@@ -171,7 +171,7 @@ def _plant(server: Server) -> Planted:
         folders = ["".join(path).rpartition("/")[0] for path in places]
         folders += [path.rpartition("/")[0] for path in inside["wrote"]] if inside else []
         later = _clear(server, hex, folders, inside["writable-root"] if inside else [])
-    return Planted(inside, node, after, nothing, later, hex, _look_at_environment(server))
+    return Planted(inside, node, after, nothing, later, hex, look_at_environment(server))
 
 
 def _clear(server: Server, hex: str, folders: list[str], roots: list[str]) -> Said | NotMeasured:
@@ -199,7 +199,7 @@ def _look_around(server: Server, hex: str, node: Said | None) -> Said:
     return Said(result.output, "end", f"the command that looks around in the slot ({result})")
 
 
-def _look_at_environment(server: Server) -> dict[str, list[str]] | NotMeasured:
+def look_at_environment(server: Server) -> dict[str, list[str]] | NotMeasured:
     """The names under which the slot sees each value that no machine has by chance."""
     own = nonce()
     try:
@@ -211,7 +211,7 @@ def _look_at_environment(server: Server) -> dict[str, list[str]] | NotMeasured:
         return NotMeasured("the slot sees more variables than a command may print: those of other processes too?")
     if own not in [line.partition("=")[2] for line in result.output.splitlines()]:
         return NotMeasured(f"the search for variables in the slot does not find one of its own: {result}")
-    given = {own} | set(server.placement.sandbox.environment.values()) if server.placement else set()
+    given = {own, *(server.placement.sandbox.environment.values() if server.placement else ())}
     found: dict[str, list[str]] = {}
     for line in result.output.splitlines():
         name, equals, value = line.partition("=")
