@@ -33,12 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(rest)
         if rest:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        return {"doctor": _doctor, "checks": _checks, "sweep": _sweep}[known.command](known)
+        code = {"doctor": _doctor, "checks": _checks, "sweep": _sweep}[known.command](known)
+        sys.stdout.flush()
+        return code
     except SifproofError as error:
         print(f"sifproof: {error}", file=sys.stderr)
         return error.fault.exit_code
     except KeyboardInterrupt:
         return Fault.INCOMPLETE.exit_code
+    except BrokenPipeError:  # `sifproof checks | head`: whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _parser() -> argparse.ArgumentParser:

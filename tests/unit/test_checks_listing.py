@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +116,12 @@ def test_the_page_names_every_unit_and_what_is_wrong_in_it_is_refused() -> None:
         policy.verify(config.load(yaml.safe_load(wrong)), config.Origin())
     assert "did you mean storage.hard-links?" in str(caught.value)
     assert "'100 MB' is no limit for it" in str(caught.value)
+
+
+def test_a_reader_who_has_enough_ends_it_without_a_word() -> None:
+    """As in ``sifproof checks | head -1``."""
+    command = [sys.executable, "-m", "sifproof.cli", "checks"]
+    ended = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ended.stdout.close()
+    assert (ended.wait(60), ended.stderr.read()) == (128 + signal.SIGPIPE, "")
+    ended.stderr.close()
