@@ -15,7 +15,7 @@ from threading import Thread
 import pytest
 
 from sifproof.checks.isolation import scripts
-from sifproof.checks.isolation.host import judge_devices, judge_place
+from sifproof.checks.isolation.host import far_directories, judge_devices, judge_place
 from sifproof.checks.isolation.planted import Planted, Said, is_ordinary, look_at_environment
 from sifproof.checks.isolation.slot import Greed, Limits
 from sifproof.checks.registry import NotApplicable, NotMeasured
@@ -210,7 +210,8 @@ def test_a_file_system_of_the_network_that_hangs_is_not_looked_at(tmp_path):
         start = time.monotonic()
         lines = said_before(process, "planted")
         assert time.monotonic() - start < 5
-        assert "unlooked\t/mnt" in lines
+        (far,) = [line.split() for line in lines if line.startswith("far\t")]
+        assert far[2:] == ["/", "/mnt", "/mnt"]
         assert any(line.endswith(" /usr") for line in lines if line.startswith("directory\t"))
         process.terminate()
         assert process.wait(4) == 0
@@ -313,6 +314,25 @@ def test_a_search_that_does_not_find_its_own_variable_is_none(tmp_path):
         found = look_at_environment(Shell(tmp_path / lacking, *{*needed, "env"} - {lacking}))
         assert isinstance(found, NotMeasured)
         assert "does not find one of its own" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("mount", "given", "seen"),
+    [
+        ("0:50 /export/home /home", [], ["/home"]),
+        ("0:50 /export/home/ann /somewhere\\040else", [], ["/somewhere else"]),
+        ("0:50 / /all", [], ["/all"]),
+        ("0:50 /export/home /home", ["/home/ann"], []),
+        ("0:50 /export/home /home", ["/home"], []),
+        ("0:50 /export/home/bob /home", [], []),
+        ("0:50 /export/home/ann/allocation/data /data", [], []),
+        ("0:51 /export/home /home", [], []),
+    ],
+)
+def test_what_comes_over_the_network_is_told_by_its_mount(mount, given, seen):
+    node = Said("far\t0:50 /export/home /home /home/ann\nend", "end", "node")
+    inside = Said(f"far\t{mount}\nfar\t0:20 / /proc\nend", "end", "slot")
+    assert far_directories(node, inside, given) == [(path, "/home/ann") for path in seen]
 
 
 # --- who asks Nomad

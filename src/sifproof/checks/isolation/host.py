@@ -6,8 +6,10 @@ What a slot's commands see, not what the server could: a server may well contain
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from sifproof.checks.isolation import scripts
@@ -112,11 +114,37 @@ def directories(server: Server) -> Finding:
         for identity, path in inside.items()
         if identity in node and node[identity] not in given
     ]
+    known += [f"{path} has the node's {folder}" for path, folder in far_directories(found.node, found.inside, given)]
     said = f"{len(inside)} directories, none of {len(node)} of the node's"
-    if unlooked := found.node["unlooked"]:
-        said += f"; not looked at, for they come over the network, which may hang: {', '.join(unlooked[:8])}"
-        said += f" and {len(unlooked) - 8} more" if len(unlooked) > 8 else ""
+    if far := found.node["far"]:
+        said += f" and of {len(far)} that come to it over the network, by their mounts"
+    if found.node["unlooked"]:
+        said += "; not all of the node's were looked at: one did not answer within 10 s"
     return expect(not known, "; ".join(known[:8]) or said)
+
+
+def far_directories(node: Said, inside: Said, given: Iterable[str]) -> list[tuple[str, str]]:
+    """Mounts of the slot with a directory of the node that may not be asked for its inode, and which that is.
+
+    Told by the device, and by what of its file system each mount shows (``root``).
+    """
+    found = []
+    for line in node["far"]:
+        device, root, point, folder = line.split(" ", 3)
+        path = PurePosixPath(_unescaped(root)) / PurePosixPath(folder).relative_to(_unescaped(point))
+        if any(PurePosixPath(folder).is_relative_to(one) for one in given):
+            continue
+        found += [
+            (_unescaped(there), folder)
+            for its_device, shown, there in (mount.split(" ") for mount in inside["far"])
+            if its_device == device and path.is_relative_to(_unescaped(shown))
+        ]
+    return found
+
+
+def _unescaped(path: str) -> str:
+    """A path as it is, from mountinfo, which writes spaces and the like as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda number: chr(int(number[1], 8)), path)
 
 
 def _identities(said: Said) -> dict[str, str]:

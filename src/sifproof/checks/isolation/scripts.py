@@ -59,18 +59,18 @@ plant() {
     else say closed "$1 $2"
     fi
 }
-uproot() { rm -f "$2/.$mark-$1" "$2/.$mark-inside" & }
+uproot() { rm -f "$2/.$mark-$1" "$2/.$mark-inside" & removing="$removing $!"; }
 clear() {
     trap '' TERM
-    kill -KILL "$planting" "$sleeping" 2>/dev/null
+    kill -KILL "$planting" $! 2>/dev/null
     kill $(cat "$own/processes") 2>/dev/null
     each_place uproot 2>/dev/null
     rm -rf "$workspace/.$mark-own" "$workspace/.$mark-closed" "$NOMAD_SECRETS_DIR/variables"
     if [ -s "$own/shm" ]; then ipcrm -m "$(cat "$own/shm")"; fi
-    wait
+    wait $removing
     exit "$code"
 }
-planting= sleeping= agent_folders= code=0
+planting= removing= agent_folders= code=0
 
 # The agent and what stands between it and this script: whose environment a task may come to see.
 agents=
@@ -88,13 +88,12 @@ while [ "$pid" -gt 1 ]; do
 done
 
 # The directories of the node that no sandbox is given: by device and inode, which a bind mount does not change. What
-# is mounted from another machine, or when it is asked for, may not answer for hours.
+# is mounted from another machine, or when it is asked for, may not answer for hours: by its mount alone.
 look_at_directories() {
     mounts=
-    while read -r _ _ _ _ point options rest; do
-        kind=${rest#*- } kind=${kind%% *}
-        case $point in *\\*) point=$(printf '%b' "$point") ;; esac
-        mounts="$mounts$newline$kind $point"
+    while read -r _ _ device root point options rest; do
+        kind=${rest#*- }
+        mounts="$mounts$newline${kind%% *} $device $root $point"
     done < /proc/self/mountinfo
     {
         echo /
@@ -108,15 +107,16 @@ look_at_directories() {
         over= length=0
         IFS=$newline
         for mount in $mounts; do
-            point=${mount#* }
+            point=${mount##* }
+            case $point in *\\*) point=$(printf '%b' "$point") ;; esac
             case $folder/ in "${point%/}"/*)
-                if [ ${#point} -ge $length ]; then length=${#point} over=${mount%% *}; fi ;;
+                if [ ${#point} -ge $length ]; then length=${#point} over=$mount; fi ;;
             esac
         done
         unset IFS
-        case $over in
+        case ${over%% *} in
             autofs | nfs* | cifs | smb* | ceph | lustre | beegfs* | gpfs | afs | glusterfs | fuse | fuse.*)
-                if [ "$length" -gt 1 ]; then say unlooked "$folder"; continue; fi ;;
+                if [ "$length" -gt 1 ]; then say far "${over#* } $folder"; continue; fi ;;
         esac
         # A marker in a home that the user may write tells more.
         case $folder in "$home" | "$HOME") if [ -w "$folder" ]; then continue; fi ;; esac
@@ -203,7 +203,7 @@ echo planted
 trap clear TERM INT
 work & planting=$!
 wait "$planting" || { code=1; clear; }
-while :; do sleep 900 & sleeping=$!; wait "$sleeping"; done
+while :; do sleep 900 & wait $!; done
 """
 
 
@@ -252,10 +252,11 @@ newline='
 '
 tab=$(printf '\t')
 points=/ procs=
-while read -r _ _ _ _ point options rest; do
+while read -r _ _ device root point options rest; do
+    tell far "$device $root $point"
     case $point in *\\*) point=$(printf '%b' "$point") ;; esac
     case $rest in *'- proc '*) procs="$procs$newline$point" ;; esac
-    say mount "$options $point"
+    tell mount "$options $point"
     case $point in / | /proc/* | /sys/*) ;; *) points="$points$newline$point" ;; esac
 done < /proc/self/mountinfo
 """
@@ -393,7 +394,7 @@ say end ''
 def look(hex: str, *, places: Iterable[str], own: str, process: str, shm: str, block: str) -> str:
     """What looks around in a slot; ``places`` are lines of a name and the path of a marker on the node."""
     values = {"hex": hex, "places": "\n".join(places), "own": own, "process": process, "shm": shm, "block": block}
-    return _with(values, _FIND_POINTS + _FIND_BLOCK + _LOOK)
+    return _with(values, 'tell() { say "$@"; }\n' + _FIND_POINTS + _FIND_BLOCK + _LOOK)
 
 
 def look_at_environment(own: str) -> str:
@@ -402,8 +403,8 @@ def look_at_environment(own: str) -> str:
     ``own`` is the value of one that it must find.
     """
     return (
-        f"export sifproof_own={quote(own)}\n"
-        + _FIND_POINTS.replace('say mount "$options $point"', ":")
+        f"export sifproof_own={quote(own)}\ntell() {{ :; }}\n"
+        + _FIND_POINTS
         + rf"""
 IFS=$newline
 {{
