@@ -42,7 +42,7 @@ _TRIES = 4
 _LOGGED_S = 2.0
 """How long Nomad may take to write down the last words of a server."""
 
-_IN_USE = re.compile(r"(address|port)\b.{0,200}\bin use|EADDRINUSE|already allocated", re.IGNORECASE)
+_IN_USE = re.compile(r"(address|port)\b[^|]{0,200}\bin use|EADDRINUSE|already allocated", re.IGNORECASE)
 
 _BACK_S = 60.0
 """How long an agent may take to have its allocations back."""
