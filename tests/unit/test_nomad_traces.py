@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from sifproof.nomad import remains, traces
 from sifproof.nomad.teardown import AllocationEnd
 from sifproof.nomad.traces import Process
 
-ID = "0b1c2d3e-1111-2222-3333-444455556666"
+# Of this process alone: others may run the same tests on this machine.
+ID = str(uuid.uuid4())
 
 
 @contextmanager
