@@ -78,6 +78,8 @@ def _make_all(*, docker: bool) -> list[SifproofError]:
         _attempt(faults, _unpack, "docker")
     if docker and not shutil.which("bwrap"):
         _attempt(faults, _unpack, "bubblewrap")
+    if docker:
+        _attempt(faults, _unpack, "busybox")
     if not _on_path("nomad"):
         _attempt(faults, _build_nomad)
     return faults

@@ -47,6 +47,7 @@ BUNDLES: dict[str, tuple[str, ...]] = {
     "mmdebstrap": ("mmdebstrap", "debian-archive-keyring"),  # a script for the machine's own Perl, which git needs too
     # For tests of the sandbox server outside of a container.
     "bubblewrap": ("bubblewrap", "libcap2", "libselinux1", "libpcre2-8-0", "libc6"),
+    "busybox": ("busybox-static",),  # for tests of what checks do in an image that has little else
     "docker": (
         *("docker.io", "docker-cli", "containerd", "runc", "tini", "libc6", "libseccomp2", "libsystemd0", "libcap2"),
         "libgcc-s1",
