@@ -119,9 +119,6 @@ def free_port(client: Client, settings: config.Settings, sandbox: config.Sandbox
     return pick_static_port(client, sandbox.datacenter, configured | rendered)
 
 
-WATCHED_S = 10.0
-"""How long servers that run are asked for their first healthy answer; one that takes longer is `health.ready`'s."""
-
 _ASKED_EVERY_S = 0.02
 
 
@@ -143,7 +140,8 @@ def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster,
             left = max(within_s - (time.monotonic() - submitted), 1.0)
             found = submission.wait_for_allocations(client, job_id, planned.count, left)
             running = time.monotonic()
-            while wait(answers.values(), timeout=0.5).not_done and time.monotonic() < running + WATCHED_S:
+            patience_s = settings.nomad.ready_within_s
+            while wait(answers.values(), timeout=0.5).not_done and time.monotonic() < running + patience_s:
                 submission.check_alive(client, get_job_allocations(client, job_id))
     times = {id: at - begin for id, answer in answers.items() if (at := answer.result()) is not None}
     seconds = {"submit": submitted - begin, "place and start": running - submitted}

@@ -185,14 +185,12 @@ def test_clocks_that_contradict_themselves_are_told(quick, few):
     assert ahead["performance.start"].value < 30
 
 
-def test_a_server_that_took_long_is_not_measured_and_counts_only_where_a_limit_was_set(quick, few):
-    found = verdicts(placed(quick, healthy_s={}), ["performance"])
-    assert {found[check].required for check in PHASES[2:]} == {False}
-    limits = config.load({"sandboxes": {"a": {"driver": "singularity", "limits": {PHASES[3]: "5 s"}}}}).sandboxes["a"]
-    judged = placed(quick, healthy_s={})
-    judged = replace(judged, placement=replace(judged.placed, sandbox=limits))
-    found = verdicts(judged, ["performance"])
-    assert (found[PHASES[3]].verdict, found[PHASES[3]].required) == ("not-measured", True)
+def test_a_server_that_took_too_long_is_not_ready_and_not_measured(quick, few):
+    late = placed(quick, healthy_s={})
+    found = verdicts(late, ["performance"])
+    assert {(found[check].verdict, found[check].required) for check in PHASES[2:]} == {("not-measured", True)}
+    ready = verdicts(late, ["health"])["health.ready"]
+    assert (ready.verdict, ready.message) == ("fail", "no healthy answer within 60 s; now there is one")
 
 
 def test_too_few_calls_are_not_measured(quick, monkeypatch):

@@ -26,17 +26,33 @@ _ASK_NOMAD_S = 0.5
     guards=True,
 )
 def ready(server: Server) -> Finding:
+    placement = server.placement
+    if placement is None or placement.allocation.id in placement.endpoints.healthy_s:
+        return answers(server)
+    # It was asked for that long already, since its task was placed.
+    now = answers(server, 1.0)
+    return expect(
+        False, f"no healthy answer within {server.ready_within_s:g} s; now {'there is one' if now.passed else now.saw}"
+    )
+
+
+def answers(server: Server, within_s: float | None = None) -> Finding:
+    """Whether ``/health`` answers within ``within_s``, ``nomad.ready_within_s`` where that is None, from now on.
+
+    Raises :class:`SifproofError` as soon as Nomad knows that the allocation has ended.
+    """
+    within_s = server.ready_within_s if within_s is None else within_s
     start = time.monotonic()
     asked = start
     pause = threading.Event()  # nobody sets it
     while True:
         try:
             server.client.health()
-            return at_most(time.monotonic() - start, server.ready_within_s, "s")
+            return at_most(time.monotonic() - start, within_s, "s")
         except ServerError as error:
             now = time.monotonic()
-            if now - start > server.ready_within_s:
-                return Finding(False, str(error), now - start, "s", server.ready_within_s)
+            if now - start > within_s:
+                return Finding(False, str(error), now - start, "s", within_s)
         if now - asked > _ASK_NOMAD_S:
             asked = now
             server.ask_nomad()

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from shlex import quote
 
-from sifproof.checks.health import ready
+from sifproof.checks.health import answers
 from sifproof.checks.registry import Finding, NotMeasured, check, expect, measured
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
@@ -118,7 +118,7 @@ def _restart(server: Server) -> Restarted:
             "the task could not be restarted, because the token lacks `alloc-lifecycle` in the namespace; give it "
             f"that, or make the checks after a restart advisory ({error.why})"
         ) from None
-    answered = ready(server)
+    answered = answers(server)
     seconds = time.monotonic() - begin
     after = wait_started_again(nomad, allocation.id, before, server.ready_within_s)
     if (after.address, after.port) != (allocation.address, allocation.port):

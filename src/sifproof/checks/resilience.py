@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sifproof.checks.health import ready
+from sifproof.checks.health import answers
 from sifproof.checks.persistence import SLOTS_LOOKED_AT, Kept, looked_at, lost, write_files
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
 from sifproof.checks.server import Server, nonce
@@ -57,7 +57,7 @@ def _start(server: Server, job: dict[str, object], keep: contextlib.ExitStack) -
         allocation = keep.enter_context(twin.running(placed.nomad, job, placed.settings.nomad.placed_within_s))
         there = server_of(dataclasses.replace(placed, allocation=allocation, job=job))
         there.keep = keep
-        answered = ready(there)
+        answered = answers(there)
     except SifproofError as error:
         raise NotMeasured(f"a second sandbox of this kind, to be harmed, did not start: {error}") from None
     if not answered.passed:
@@ -118,7 +118,7 @@ def _kill(server: Server) -> Killed:
     if not killed:
         raise NotMeasured("the server's process could not be found on the node by the user of its Nomad client")
     after = wait_started_again(placed.nomad, placed.allocation.id, before, there.ready_within_s)
-    answered = ready(there)
+    answered = answers(there)
     seconds = time.monotonic() - begin
     if (after.address, after.port) != (placed.allocation.address, placed.allocation.port):
         answered = expect(False, f"it was at {placed.allocation.url}, Nomad now says {after.url}")
@@ -203,7 +203,7 @@ def stopped(server: Server) -> Finding:
         raise NotMeasured(f"the server could not be stopped: {error}") from None
     except SifproofError as error:
         raise NotMeasured(f"Nomad's own check of `/health` could not be looked at: {error}") from None
-    answered = ready(there)
+    answered = answers(there)
     unable = _unable(there)
     return expect(answered.passed and not unable, f"{saw}; afterwards {unable or 'a command works'}")
 

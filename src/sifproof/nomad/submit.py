@@ -223,7 +223,7 @@ _LAST_WORDS: tuple[tuple[str, Fault, str], ...] = (
         Fault.INFRASTRUCTURE,
         "let the node's user make user namespaces, or try the other value of `userns`",
     ),
-    (r"fuse|squashfuse", Fault.INFRASTRUCTURE, "give the user of the node's Nomad client access to /dev/fuse"),
+    (r"\b(squash)?fuse", Fault.INFRASTRUCTURE, "give the user of the node's Nomad client access to /dev/fuse"),
     (
         r"executable file not found|No module named|can't open file",
         Fault.IMAGE,
