@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -388,6 +389,29 @@ def span(result: Result) -> tuple[float, float]:
         return float("inf"), float("-inf")
 
 
+def all_at_once(server: Server, run: Callable[[str], Iterable[Result]]) -> Finding:
+    """Whether ``run``, which is given a command and runs it once in each slot, runs it in all of them at once."""
+    saw = ""
+    # Intervals taken inside the commands, not a wall clock outside: a loaded node can only make the first look fail.
+    for seconds in (0.3, 3.0):
+        spans = [span(result) for result in run(SPAN.format(seconds=seconds))]
+        saw = f"{server.slots} commands of {seconds} s, begun and ended at (s): {_told(spans)}"
+        if max(begin for begin, _ in spans) < min(end for _, end in spans):
+            return expect(True, saw)
+    return expect(False, saw)
+
+
+def one_after_another(results: Iterable[Result], sent: str) -> Finding:
+    """Whether commands of one slot that were ``sent`` together ran one after another."""
+    spans = sorted(span(result) for result in results)
+    apart = all(begin < end for begin, end in spans) and all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+    return expect(apart, f"{len(spans)} commands {sent} to one slot, begun and ended at (s): {_told(spans)}")
+
+
+def _told(spans: Iterable[tuple[float, float]]) -> str:
+    return ", ".join(f"{begin:.2f}-{end:.2f}" for begin, end in spans)
+
+
 @check(
     "bash.parallel",
     "Commands of different slots run at the same time, all slots at once.",
@@ -397,20 +421,10 @@ def span(result: Result) -> tuple[float, float]:
 )
 def parallel(server: Server) -> Finding:
     server.slot(1)
-    saw = ""
-    # Intervals taken inside the commands, not a wall clock outside: a loaded node can only make the first look fail.
-    for seconds in (0.3, 3.0):
-        command = SPAN.format(seconds=seconds)
-        with ThreadPoolExecutor(server.slots) as callers:
-            results = list(callers.map(lambda index: server.bash(command, slot=index), range(server.slots)))  # noqa: B023
-        spans = [span(result) for result in results]
-        together = max(begin for begin, _ in spans) < min(end for _, end in spans)
-        saw = f"{server.slots} commands of {seconds} s, begun and ended at (s): " + ", ".join(
-            f"{begin:.2f}-{end:.2f}" for begin, end in spans
+    with ThreadPoolExecutor(server.slots) as callers:
+        return all_at_once(
+            server, lambda command: callers.map(lambda index: server.bash(command, slot=index), range(server.slots))
         )
-        if together:
-            return expect(True, saw)
-    return expect(False, saw)
 
 
 @check(
@@ -423,14 +437,7 @@ def parallel(server: Server) -> Finding:
 def serial(server: Server) -> Finding:
     command = SPAN.format(seconds=0.2)
     with ThreadPoolExecutor(3) as callers:
-        results = list(callers.map(lambda _: server.bash(command), range(3)))
-    spans = sorted(span(result) for result in results)
-    apart = all(begin < end for begin, end in spans) and all(end <= begin for (_, end), (begin, _) in pairwise(spans))
-    return expect(
-        apart,
-        "3 commands sent at once to one slot, begun and ended at (s): "
-        + ", ".join(f"{begin:.2f}-{end:.2f}" for begin, end in spans),
-    )
+        return one_after_another(callers.map(lambda _: server.bash(command), range(3)), "sent at once")
 
 
 LEAK_CALLS = 200
