@@ -108,7 +108,7 @@ class Started:
     def output(self) -> str:
         return self._output.read_text(errors="replace")
 
-    def wait(self, within_s: float = 120.0) -> Outcome:
+    def wait(self, within_s: float = 600.0) -> Outcome:
         """The outcome, once nothing of the run is left: no process, no mount, no agent's folder."""
         try:
             self.keeper.wait(within_s)
