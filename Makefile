@@ -1,8 +1,9 @@
 # Set-up, runs and tests in one word each; `make` alone says which there are.
 PYTHON ?= python3
 ARGS ?=
-# Most of a test is waiting. Those of one file share what they start, so they stay together.
-WORKERS ?= 3
+# Most of a test is waiting. Those of one file share what they start, so they stay together; files begin in the order of
+# their names, the long ones (controls, integration) before the short.
+WORKERS ?= 4
 BIN := .venv/bin
 PRIVATE_ENGINE := $(PYTHON) tools/docker_engine.py --
 
@@ -28,7 +29,7 @@ run:
 test:
 	@$(PYTHON) tools/docker_engine.py --possible
 	@$(PYTHON) tools/setup.py --brief --docker
-	@$(PRIVATE_ENGINE) $(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(PRIVATE_ENGINE) $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint:
 	@$(PYTHON) tools/setup.py --brief --python-only

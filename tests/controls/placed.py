@@ -134,6 +134,7 @@ class House:
                 teardown.stop_and_verify(
                     client, planned.job_id, [], collect=self.run.folder / "collected" / name, deadline_s=20, local=True
                 )
+                output.unlink()  # its port is free again: a house has forty
 
 
 def answers(server: Server) -> bool:
