@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 # Most of a test is waiting. Those of one file share what they start, so they stay together; files begin in the order of
 # their names, the long ones (controls, integration) before the short.
-WORKERS ?= 4
+WORKERS ?= 3
 BIN := .venv/bin
 PRIVATE_ENGINE := $(PYTHON) tools/docker_engine.py --
 
