@@ -9,9 +9,10 @@ from sifproof import config
 SERVER = Path(__file__).parents[1] / "second_server"
 
 
-def test_a_server_of_somebody_else_passes_every_required_check(house):
+def test_a_server_of_somebody_else_passes_every_check_of_what_it_has(house):
     """All suites, on the same image: only the server differs."""
     with house.sandbox("second", binds=[f"{SERVER}:/second:ro"], command=["python3", "/second/server.py"]) as server:
         found = verdicts(server, config.SUITES)
-    wrong = [f"{v.verdict} {check}: {v.message}" for check, v in found.items() if v.required and v.verdict != "pass"]
-    assert wrong == []
+    others = [f"{v.verdict} {check}: {v.message}" for check, v in found.items() if v.verdict != "pass"]
+    stateful = "bubblewrap.require-stateful-sandbox: the server has no tool `bash_stateful`, which is optional"
+    assert others == [f"not-measured {stateful}"]
