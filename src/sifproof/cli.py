@@ -107,10 +107,12 @@ def _run(arguments: Sequence[str]) -> int:
     known = this.folder.exists()
     environ = {**os.environ, run.RUN_VARIABLE: this.id}
     environ.pop(run.PID_VARIABLE, None)
+    run.inherit_library(environ)
     cores = [] if any(_names_cores(a) for a in arguments) else ["--cores", "4"]
     # Snakemake gets the terminal's Ctrl-C itself; this process waits for it to clean up. The others are held back until
     # there is a Snakemake to pass them on to.
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     try:
         process = subprocess.Popen(
@@ -127,9 +129,9 @@ def _run(arguments: Sequence[str]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         code = process.wait()
     finally:
-        signal.signal(signal.SIGINT, ignored)
+        signal.signal(signal.SIGINT, before)
     # An id that there was is refused by the Snakefile: what lies in its folder is another run's.
-    return Fault.CONFIGURATION.exit_code if known else _exit_code(this, code)
+    return Fault.CONFIGURATION.exit_code if known else _exit_code(this, code, interrupted=bool(interrupts))
 
 
 def _names_cores(argument: str) -> bool:
@@ -143,10 +145,13 @@ def _child_of_this() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _exit_code(this: run.Run, code: int) -> int:
+def _exit_code(this: run.Run, code: int, *, interrupted: bool) -> int:
     """What the gate decided; where it was not reached, who kept it from deciding."""
     from sifproof.report.verdict import read_verdict  # noqa: PLC0415 - pulls in pydantic models
 
+    if not this.folder.exists() and interrupted:
+        print("sifproof: interrupted before anything was made", file=sys.stderr)
+        return Fault.INCOMPLETE.exit_code
     if not this.folder.exists():
         # Nothing ran: a dry run, --lint, --version, or arguments and settings that Snakemake refused.
         return 0 if code == 0 else Fault.CONFIGURATION.exit_code
@@ -156,8 +161,9 @@ def _exit_code(this: run.Run, code: int) -> int:
     try:
         decided = read_verdict(this.results, this.id).exit_code
     except SifproofError:
+        how = "was interrupted" if interrupted else "ended"
         print(
-            f"sifproof: run {this.id} ended before its verdict; its logs are in {this.folder / 'logs'}", file=sys.stderr
+            f"sifproof: run {this.id} {how} before its verdict; its logs are in {this.folder / 'logs'}", file=sys.stderr
         )
         return Fault.INCOMPLETE.exit_code
     # A gate that accepts, and a Snakemake that fails all the same: what failed was not the image.

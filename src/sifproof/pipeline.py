@@ -80,10 +80,7 @@ def begin(
     ``mapping`` gets the types of :func:`checked`, for the scripts of the rules read it too. Ends the process with a
     plain sentence where it is wrong.
     """
-    # Scripts in conda environments and on other nodes find the library as this process does.
-    library = str(Path(__file__).parents[1])
-    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    os.environ["PYTHONPATH"] = os.pathsep.join([library, *(path for path in paths if path not in ("", library))])
+    run.inherit_library(os.environ)
     origin = config.Origin([_short(file) for file in files], given or {})
     try:
         return Flow(run.current(), checked(mapping, origin))

@@ -1,4 +1,7 @@
-"""Identity of a run and the layout of its folder. Standard library only: the Snakefile imports it at every parse."""
+"""Identity of a run, what its processes inherit, the layout of its folder.
+
+Standard library only: the Snakefile imports it at every parse.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,17 @@ PID_VARIABLE = "SIFPROOF_RUN_PID"
 """Holds the pid of the run's outermost Snakemake; when that process ends, whatever the run started ends."""
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,62}")
+
+
+def inherit_library(environ: MutableMapping[str, str]) -> None:
+    """Make Pythons below find the library as this one does, in conda environments and on other nodes too.
+
+    They end quietly on Ctrl-C: see ``interrupt/sitecustomize.py``.
+    """
+    package = Path(__file__).parent
+    first = [str(package / "interrupt"), str(package.parent)]
+    given = environ.get("PYTHONPATH", "").split(os.pathsep)
+    environ["PYTHONPATH"] = os.pathsep.join(first + [path for path in given if path not in ("", *first)])
 
 
 def new_id() -> str:

@@ -192,5 +192,5 @@ class LogHandler(LogHandlerBase):
         jobid = fields.get("jobid")
         job = self._running.jobs.get(jobid) if isinstance(jobid, int) else None
         self._end(jobid, _FAILED, tail=12)
-        if job is not None and job.rule != GATE and job.log is not None:
+        if job is not None and job.rule != GATE and job.log is not None and job.log.exists():
             self._console.print(f"    [dim]whole log: {escape(str(job.log))}[/]")

@@ -376,7 +376,10 @@ def _end(find: Callable[[], list[traces.Process]]) -> list[str]:
 
 def _agents(home: Path) -> list[traces.Process]:
     """The agent of ``home``, if its supervisor was killed and it has not ended yet, and its second clients."""
-    agents = [found for file in home.glob(f"{SECOND}*/pid") for found in _agent(home, file.read_text(encoding="ascii"))]
+    agents: list[traces.Process] = []
+    for place in home.glob(f"{SECOND}*"):
+        with contextlib.suppress(OSError):  # its own end removes it
+            agents += _agent(home, (place / "pid").read_text(encoding="ascii"))
     with contextlib.suppress(OSError, ValueError, KeyError):
         state = json.loads((home / "state.json").read_text(encoding="utf-8"))
         agents += _agent(home, state["agent"])
