@@ -211,10 +211,11 @@ class Checkout:
 
 def children(pid: int) -> list[int]:
     """The processes whose parent is ``pid``, the oldest first."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, task.read_text().split())
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it ends at any moment, and so does each of its threads
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
     return found
 
 

@@ -298,11 +298,12 @@ def _end(engine: subprocess.Popen[bytes]) -> None:
 
 
 def _descendants(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [child, *_descendants(child)]
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it ends at any moment, and so does each of its threads
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                for child in map(int, (task / "children").read_text().split()):
+                    found += [child, *_descendants(child)]
     return found
 
 
