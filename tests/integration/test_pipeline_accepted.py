@@ -136,7 +136,7 @@ def test_two_runs_side_by_side_do_not_disturb_each_other(tmp_path, images):
         for name in ("one", "other")
     ]
     try:
-        outcomes = [run.wait(180) for run in started]
+        outcomes = [run.wait() for run in started]
     finally:
         for run in started:
             run.end()

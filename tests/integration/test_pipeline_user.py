@@ -104,7 +104,7 @@ def gate():
             **DEAD_ENGINE,
         )
         try:
-            return started.wait(240)  # the first makes the base of packages too
+            return started.wait()
         finally:
             started.end()
 
