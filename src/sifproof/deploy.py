@@ -56,7 +56,7 @@ def render_job(
     userns = _userns(sandbox, settings, cluster, doctor) if sandbox.userns == "auto" else sandbox.userns
     constraints = [{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints]
     # Two jobs of a run that are rendered at once must not pick the same port.
-    with _alone(output.parent):
+    with alone(output.parent):
         port = None if sandbox.port == "auto" else sandbox.port
         if port is None and singularity:
             with cluster.connect(settings.nomad) as client:
@@ -97,7 +97,8 @@ def _userns(sandbox: config.Sandbox, settings: config.Settings, cluster: Cluster
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
+    """No one else reads or changes the jobs in ``folder`` meanwhile."""
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

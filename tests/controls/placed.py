@@ -24,7 +24,7 @@ from sifproof.checks.runner import Context, run_checks
 from sifproof.checks.server import Placement, Server
 from sifproof.checks.suite import server_of
 from sifproof.cluster import Cluster, Endpoints
-from sifproof.deploy import render_job, submit
+from sifproof.deploy import alone, render_job, submit
 from sifproof.errors import SifproofError
 from sifproof.image import convert, digest, engine, source
 from sifproof.image.provenance import SifStore
@@ -134,7 +134,8 @@ class House:
                 teardown.stop_and_verify(
                     client, planned.job_id, [], collect=self.run.folder / "collected" / name, deadline_s=20, local=True
                 )
-                output.unlink()  # its port is free again: a house has forty
+                with alone(output.parent):  # others read all jobs for a port of their own
+                    output.unlink()  # its port is free again: a house has forty
 
 
 def answers(server: Server) -> bool:
