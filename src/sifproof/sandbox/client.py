@@ -109,8 +109,10 @@ class _Connection(http.client.HTTPConnection):
                 self.close()  # at rest, a server has nothing to say but that it has closed
             if isinstance(self.sock, _Socket):
                 self.sock.deadline = self.deadline
-            # A server that does not take all of the body may have answered already.
-            with contextlib.suppress(BrokenPipeError):
+            if self.sock is None:
+                self.connect()
+            # A server that does not take all of the body may have answered already, closing in whichever way.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self.request(method, path, data, {"Content-Type": "application/json"} if data is not None else {})
             response = self.getresponse()
             self.late = "the answer was still coming after the time-out"
