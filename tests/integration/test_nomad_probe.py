@@ -5,7 +5,7 @@ from nomad_payload import local_agent, new_id
 
 from sifproof.nomad import probe
 from sifproof.nomad.preflight import read_nodes
-from sifproof.nomad.probe import Node, ProbeError
+from sifproof.nomad.probe import Node, ProbeError, run_on_nodes
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,33 @@ def test_a_log_that_is_not_whole_is_no_answer(node, monkeypatch, script):
     monkeypatch.setattr(probe, "_LOGGED_S", 0.5)
     with pytest.raises(ProbeError, match="did not arrive as a whole"):
         node.run(script)
+
+
+def test_a_log_that_is_written_late_is_waited_for_on_every_node(client, monkeypatch):
+    looks = []
+
+    def late(allocation, task, stream="stderr", tail=0):
+        looks.append(stream)
+        log = read(allocation, task, stream, tail)
+        return log[: len(log) * len(looks) // 4] if stream == "stdout" else log
+
+    read = client.logs
+    monkeypatch.setattr(client, "logs", late)
+    (answer,) = run_on_nodes(client, "echo one; echo end", run="t")
+    assert (answer.output, answer.fault) == ("one\nend\n", "")
+    assert looks == ["stdout"] * 4
+    looks.clear()
+    (answer,) = run_on_nodes(client, "echo one; echo gone >&2; exit 3", run="t")
+    assert (answer.output, "gone" in answer.fault) == ("one\n", True)
+
+
+def test_a_log_that_is_not_whole_is_told_on_every_node(client, monkeypatch):
+    monkeypatch.setattr(probe, "_LOGGED_S", 0.5)
+    (answer,) = run_on_nodes(client, 'echo one; rm "$NOMAD_ALLOC_DIR"/logs/probe.stdout.0', run="t")
+    assert "did not arrive as a whole" in answer.fault
+    (answer,) = run_on_nodes(client, "echo one; sleep 60", run="t", timeout_s=1)
+    assert answer.output == "one\n"
+    assert "the script is failed there" in answer.fault
 
 
 def test_a_node_that_takes_no_script(client):

@@ -47,6 +47,25 @@ def _pauses(within_s: float) -> Iterator[float]:
         pause = min(pause * 2, 0.2)
 
 
+class _Marked:
+    """A script that prints a mark before and after what it prints itself: they show whether all of it has arrived."""
+
+    def __init__(self, script: str) -> None:
+        mark = secrets.token_hex(8)
+        self._begin, self._end = f"{mark}\n", f"\n{mark}\n"
+        self.text = f"echo {mark}\n(\n{script}\n)\ncode=$?\nprintf '\\n%s\\n' {mark}\nexit $code"
+
+    def whole(self, log: str) -> str | None:
+        """What the script printed; None where ``log`` lacks its beginning or its end."""
+        if not (log.startswith(self._begin) and log.endswith(self._end)):
+            return None
+        return log[len(self._begin) : -len(self._end)]
+
+    def part(self, log: str) -> str:
+        """What of it there is in ``log``, whose end need not have come."""
+        return log.removeprefix(self._begin).removesuffix(self._end)
+
+
 def create_probe_job(
     job_id: str,
     script: str,
@@ -127,11 +146,8 @@ class Node:
         Raises :class:`ProbeError` where it can't be placed there, fails, does not end in time, or where not all of what
         it printed can be read.
         """
-        # What was printed before and after the ends of a log shows whether all of it has arrived.
-        mark = secrets.token_hex(8)
-        begin, end = f"{mark}\n", f"\n{mark}\n"
-        whole = f"echo {mark}\n(\n{script}\n)\ncode=$?\nprintf '\\n%s\\n' {mark}\nexit $code"
-        with self._in_words(), self._submitted(whole, "batch", timeout_s) as job_id:
+        marked = _Marked(script)
+        with self._in_words(), self._submitted(marked.text, "batch", timeout_s) as job_id:
             allocation = self._ended(job_id, timeout_s)
             if allocation.failed or allocation.client_status != "complete":
                 words = self.client.logs(allocation.id, TASK, "stderr", 2000).strip()
@@ -141,13 +157,13 @@ class Node:
                     todo="look at the log of the node's Nomad client",
                 )
             for pause in _pauses(_LOGGED_S):
-                said = self.client.logs(allocation.id, TASK, "stdout", ANSWER_BYTES)
-                if said.startswith(begin) and said.endswith(end):
-                    return said[len(begin) : -len(end)]
+                log = self.client.logs(allocation.id, TASK, "stdout", ANSWER_BYTES)
+                if (said := marked.whole(log)) is not None:
+                    return said
                 time.sleep(pause)
         raise ProbeError(
             f"What a script printed on node {self.name} did not arrive as a whole",
-            why=f"of its log there are {len(said)} characters, without its beginning or its end",
+            why=_lacking(log),
             todo="look at the log and the disk of the node's Nomad client",
         )
 
@@ -270,9 +286,10 @@ def run_on_nodes(
     if not wanted:
         return []
     job_id = f"sifproof-{run}-probe-{secrets.token_hex(4)}"
+    marked = _Marked(script)
     job = create_probe_job(
         job_id,
-        script,
+        marked.text,
         kind="sysbatch",
         node_ids=node_ids,
         lifetime_s=timeout_s,
@@ -282,50 +299,88 @@ def run_on_nodes(
     )
     evaluation = client.register(job)
     try:
-        answers = _answers(client, job_id, evaluation, wanted, time.monotonic() + timeout_s + 5)
+        answers = _answers(client, evaluation, wanted, marked, time.monotonic() + timeout_s + _PLACED_S)
     finally:
         client.deregister(job_id, purge=True)
     return sorted(answers, key=lambda answer: answer.node_name)
 
 
-def _answers(client: Client, job_id: str, evaluation: str, wanted: Mapping[str, str], end: float) -> list[Answer]:
-    """The answer of each node of ``wanted`` (name by id); what is not there at ``end`` is a fault."""
+def _answers(client: Client, evaluation: str, wanted: Mapping[str, str], marked: _Marked, end: float) -> list[Answer]:
+    """The answer of each node of ``wanted`` (name by id) to the job that ``evaluation`` places.
+
+    What is not there at ``end`` is a fault.
+    """
     index = 0
     while True:
         decided, index = client.wait_for_change("evaluation", evaluation, index=index, wait_s=BLOCK_S)
         if decided["Status"] not in ("pending", "blocked") or time.monotonic() > end:
             break
-    answers: dict[str, Answer] = {}
+    ended: dict[str, _Ended] = {}
     index = 0
     while True:
         wait_s = min(BLOCK_S, max(end - time.monotonic(), 0.05))
-        stubs, index = client.wait_for_change("job", job_id, "allocations", index=index, wait_s=wait_s)
+        stubs, index = client.wait_for_change("job", decided["JobID"], "allocations", index=index, wait_s=wait_s)
         late = time.monotonic() > end
         for stub in stubs:
             node = stub["NodeID"]
-            if node in wanted and node not in answers and (late or stub["ClientStatus"] not in ("pending", "running")):
-                answers[node] = _answer(client, stub)
-        for node in wanted.keys() - {stub["NodeID"] for stub in stubs}:
-            words = "; ".join(str(reason) for reason in (decided.get("FailedTGAllocs") or {}).get(TASK, {}).items())
-            answers[node] = Answer(
-                node, wanted[node], fault=f"Nomad placed nothing there ({words or 'no reason given'})"
-            )
-        if late or answers.keys() >= wanted.keys():
-            return list(answers.values())
+            if node in wanted and (late or stub["ClientStatus"] not in ("pending", "running")):
+                ended.setdefault(node, _Ended(stub, time.time()))
+        nowhere = wanted.keys() - {stub["NodeID"] for stub in stubs}
+        if late or ended.keys() | nowhere >= wanted.keys():
+            break
+    left = list(ended.values())
+    for pause in _pauses(_LOGGED_S):
+        left = [one for one in left if not one.read(client, marked)]
+        if not left:
+            break
+        time.sleep(pause)
+    words = "; ".join(str(reason) for reason in (decided.get("FailedTGAllocs") or {}).get(TASK, {}).items())
+    fault = f"Nomad placed nothing there ({words or 'no reason given'})"
+    return [
+        *(Answer(node, wanted[node], fault=fault) for node in nowhere),
+        *(one.answer(client, marked) for one in ended.values()),
+    ]
 
 
-def _answer(client: Client, stub: Mapping[str, Any]) -> Answer:
-    """What became of one allocation of the script."""
-    at = time.time()
-    known: dict[str, Any] = {"node_id": stub["NodeID"], "node_name": stub["NodeName"], "at": at}
-    known["created_s"] = int(stub.get("CreateTime") or 0) / 1e9
-    events = [e for state in (stub.get("TaskStates") or {}).values() for e in state.get("Events") or []]
-    last = "; ".join(str(e.get("DisplayMessage") or e.get("Type")) for e in events[-2:])
-    try:
-        known["output"] = client.logs(stub["ID"], TASK, "stdout", ANSWER_BYTES)
-        if stub["ClientStatus"] == "complete":
-            return Answer(**known)
-        words = client.logs(stub["ID"], TASK, "stderr", 2000).strip()
-    except SifproofError as error:
-        return Answer(**known, fault=str(error))
-    return Answer(**known, fault=f"the script is {stub['ClientStatus']} there: {words or last or 'no word of it'}")
+@dataclass
+class _Ended:
+    """An allocation of the script that has ended, or for which there is no more time."""
+
+    stub: Mapping[str, Any]
+    at: float
+    log: str = ""
+    error: str = ""
+
+    def read(self, client: Client, marked: _Marked) -> bool:
+        """Read what it printed; whether more of it can't come."""
+        try:
+            self.log = client.logs(self.stub["ID"], TASK, "stdout", ANSWER_BYTES)
+        except SifproofError as error:
+            self.error = str(error)
+            return True
+        return marked.whole(self.log) is not None or self.stub["ClientStatus"] in ("pending", "running", "lost")
+
+    def answer(self, client: Client, marked: _Marked) -> Answer:
+        """What became of it."""
+        said, status = marked.whole(self.log), self.stub["ClientStatus"]
+        fault = self.error
+        if not fault and status != "complete":
+            events = [e for state in (self.stub.get("TaskStates") or {}).values() for e in state.get("Events") or []]
+            words = "; ".join(str(e.get("DisplayMessage") or e.get("Type")) for e in events[-2:])
+            with suppress(SifproofError):
+                words = client.logs(self.stub["ID"], TASK, "stderr", 2000).strip() or words
+            fault = f"the script is {status} there: {words or 'no word of it'}"
+        elif not fault and said is None:
+            fault = f"what the script printed did not arrive as a whole: {_lacking(self.log)}"
+        return Answer(
+            node_id=self.stub["NodeID"],
+            node_name=self.stub["NodeName"],
+            output=marked.part(self.log) if said is None else said,
+            fault=fault,
+            at=self.at,
+            created_s=int(self.stub.get("CreateTime") or 0) / 1e9,
+        )
+
+
+def _lacking(log: str) -> str:
+    return f"of its log there are {len(log)} characters, without its beginning or its end"
