@@ -1,5 +1,6 @@
 """What the tests of Nomad run: a SIF of a few kilobytes with a small server, and jobs of one line of shell."""
 
+import contextlib
 import os
 import subprocess
 import textwrap
@@ -7,6 +8,8 @@ import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
+
+import requests
 
 from sifproof import tools
 from sifproof.nomad import local, traces
@@ -102,6 +105,33 @@ def local_agent(folder: Path, **arguments):
         assert_gone(agent)
 
 
+def bootstrap(address: str, agent: subprocess.Popen[bytes]) -> str:
+    """The management token of ``agent``, once it has come up and taken it.
+
+    The token is our own: where the answer to the request is lost, the agent heeds it all the same.
+    """
+    token = str(uuid.uuid4())
+
+    def heeded() -> bool:
+        assert agent.poll() is None, f"the agent ended with exit code {agent.returncode}"
+        with contextlib.suppress(requests.RequestException):
+            requests.post(f"{address}/v1/acl/bootstrap", json={"BootstrapSecret": token}, timeout=5)
+            return requests.get(f"{address}/v1/acl/token/self", headers={"X-Nomad-Token": token}, timeout=5).ok
+        return False
+
+    wait_until(heeded)
+    return token
+
+
+def end_agent(agent: subprocess.Popen[bytes]) -> None:
+    """End an agent that was started by hand, whether it does so by itself or not."""
+    agent.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        agent.wait(60)
+    agent.kill()
+    agent.wait()
+
+
 def assert_gone(agent: local.LocalAgent) -> None:
     """Nothing of ``agent`` is left: no process, no mount, no directory."""
     home = f"{agent.directory}/"
@@ -109,7 +139,7 @@ def assert_gone(agent: local.LocalAgent) -> None:
     assert traces.find_mounts(home) == []
     assert not agent.directory.exists()
     assert not runs(agent.agent)
-    wait_until(lambda: not runs(agent.supervisor), 2)  # removing the directory is the last that it does
+    wait_until(lambda: not runs(agent.supervisor))  # removing the directory is the last that it does
 
 
 def runs(pid: int) -> bool:
@@ -120,7 +150,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, deadline_s: float = 20.0):
+def wait_until(condition, deadline_s: float = 60.0):
     """What ``condition`` returns once it is true; fails after ``deadline_s`` seconds."""
     end = time.monotonic() + deadline_s
     while not (value := condition()):
