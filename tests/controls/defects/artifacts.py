@@ -1,9 +1,12 @@
 """``/artifacts``."""
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import io
+import os
+import stat
 import tarfile
 from pathlib import Path
 
@@ -77,13 +80,21 @@ async def not_all_the_way_down(path, call, go):
 
 
 @turns_red("artifacts.list-recursive")
-async def walks_through_links(path, call, go):
-    """A recursive list follows a link out of the workspace."""
-    answer = await go(call)
-    for entry in list(answer.get("entries", ())):
-        if call.get("recursive") and entry["path"].endswith("/out"):
-            answer["entries"] += [entry | {"path": f"{entry['path']}/{file.name}"} for file in Path("/etc").iterdir()]
-    return answer
+def walks_through_links(arguments):
+    """A recursive list goes through links to directories, out of the workspace too."""
+    from slotserver import workspace
+
+    status = workspace.Location.stat
+
+    def followed(self):
+        with contextlib.suppress(OSError):
+            target = os.stat(self.name, dir_fd=self.directory)
+            if stat.S_ISDIR(target.st_mode):
+                return target
+        return status(self)
+
+    workspace.Location.stat = followed
+    workspace._LIST &= ~os.O_NOFOLLOW
 
 
 @turns_red("artifacts.list-limit")
@@ -124,24 +135,28 @@ async def archive_without_empty_directories(path, call, go):
     return repacked(answer, lambda member: not member.isdir()) if "entry_count" in answer else answer
 
 
-@turns_red("artifacts.outside")
-async def reads_through_links(path, call, go):
+@turns_red("artifacts.outside", elsewhere=("files.outside-directory-link",))
+def reads_through_links(arguments):
     """A file is read through a link to a directory out of the workspace."""
-    if path == "/artifacts/read" and str(call.get("path")).endswith("/folder/passwd"):
-        content = Path("/etc/passwd").read_text()
-        return {
-            **{"success": True, "content": content, "encoding": "text", "truncated": False, "bytes": len(content)},
-            **{"file_size": len(content), "path": call["path"], "mime": "text/plain", "sha256": None},
-        }
-    return await go(call)
+    from slotserver import workspace
+
+    link_target = workspace._link_target
+
+    def of_files_only(directory, name):
+        target = link_target(directory, name)
+        return None if target and Path(f"/proc/self/fd/{directory}/{name}").is_dir() else target
+
+    workspace._link_target = of_files_only
+    workspace._PASS_THROUGH &= ~os.O_NOFOLLOW
 
 
 @turns_red("artifacts.outside")
-async def archives_what_lies_beside(path, call, go):
-    """An archive of a path out of the workspace is answered as if the path were empty."""
-    if path == "/artifacts/archive" and call.get("path") == "..":
-        return await go(call | {"path": "."} | {"max_entries": 10_000})
-    return await go(call)
+async def archives_the_workspace_instead(path, call, go):
+    """An archive of a path out of the workspace is one of the workspace."""
+    answer = await go(call)
+    if path == "/artifacts/archive" and "outside workspace" in str(answer.get("error")):
+        return await go(call | {"path": "."})
+    return answer
 
 
 @turns_red("artifacts.unknown-slot")

@@ -169,11 +169,18 @@ async def keeping_children_declared_in_vain(path, call, go):
 
 
 @turns_red("bash.background-output")
-async def waits_for_the_end_of_output(path, call, go):
+def waits_for_the_end_of_output(arguments):
     """A call lasts until its output is closed, by children in the background too."""
-    if is_call(call, "bash") and " & " in call["args"]["command"] and "/dev/null" not in call["args"]["command"]:
-        call["args"]["command"] += "; wait"
-    return await go(call)
+    from slotserver.slots import Slot
+
+    start = Slot.start
+
+    def read_to_the_end(self, command, **options):
+        if "stdin" not in options:  # as the shell of `bash_stateful` has one
+            command = ["bash", "-c", '"$@" | cat; exit "${PIPESTATUS[0]}"', "bash", *command]
+        return start(self, command, **options)
+
+    Slot.start = read_to_the_end
 
 
 @turns_red("bash.unicode", "bash.output-whole")

@@ -4,19 +4,18 @@ from defects import failure, turns_red
 
 
 @turns_red("reset.empties")
-async def hidden_files_stay(path, call, go):
+def hidden_files_stay(arguments):
     """A reset leaves hidden files."""
-    if path != "/reset" or call.get("slot_id") != "slot_0":
-        return await go(call)
+    from slotserver.slots import Result, Slot
 
-    async def bash(command):
-        return (await go(call | {"tool": "bash", "args": {"command": command}}, "/execute"))["success"]
+    async def by_a_glob(self):
+        if self.shell:
+            await self.shell.end()
+            self.shell = None
+        async with self.start(["bash", "-c", 'chmod -R u+rwx .; rm -rf -- * "$TMPDIR"/*'], network=True) as process:
+            return Result(await process.wait() == 0)
 
-    there = await bash("test -e .dot")
-    answer = await go(call)
-    if there:
-        await bash(": > .dot")
-    return answer
+    Slot.reset = by_a_glob
 
 
 @turns_red("reset.only-that-slot")
