@@ -9,7 +9,7 @@ import pytest
 import requests
 import yaml
 from checkout import DEAD_ENGINE, ROOT, SINGULARITY, children, command_line, descendants, environ, wait_until
-from nomad_payload import LISTEN, new_id, shell_job
+from nomad_payload import LISTEN, bootstrap, end_agent, new_id, shell_job
 
 from sifproof import tools
 from sifproof.nomad.ports import claim_block
@@ -31,17 +31,16 @@ class Cluster:
 
     def ask(self, method: str, path: str, **body):
         answer = requests.request(
-            method, f"{self.address}/v1/{path}", headers={"X-Nomad-Token": self._management}, timeout=10, **body
+            method, f"{self.address}/v1/{path}", headers={"X-Nomad-Token": self._management}, timeout=60, **body
         )
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
-    def token(self) -> str:
-        """A token that may just what the documentation says is needed."""
-        self.ask("post", "acl/policy/sifproof", json={"Name": "sifproof", "Rules": POLICY})
-        return self.ask("post", "acl/token", json={"Name": "gate", "Type": "client", "Policies": ["sifproof"]})[
-            "SecretID"
-        ]
+    def token(self, *, without: str = "") -> str:
+        """A token that may just what the documentation says is needed, or all but one of it."""
+        name = f"sifproof-{without}"
+        self.ask("post", f"acl/policy/{name}", json={"Name": name, "Rules": POLICY.replace(f'"{without}", ', "")})
+        return self.ask("post", "acl/token", json={"Name": "gate", "Type": "client", "Policies": [name]})["SecretID"]
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +72,20 @@ def cluster(tmp_path_factory):
         )
     try:
         address = f"http://127.0.0.1:{http}"
-
-        def bootstrapped():
-            assert agent.poll() is None, (folder / "log").read_text()
-            with contextlib.suppress(requests.RequestException):
-                answer = requests.post(f"{address}/v1/acl/bootstrap", timeout=5)
-                return answer.json()["SecretID"] if answer.ok else None
-
-        cluster = Cluster(address, agent, wait_until(bootstrapped, 60))
+        cluster = Cluster(address, agent, bootstrap(address, agent))
         wait_until(lambda: [n for n in cluster.ask("get", "nodes") if n["Status"] == "ready"], 60)
         yield cluster
     finally:
-        agent.terminate()
-        agent.wait(30)
+        end_agent(agent)
         block.lock.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(cluster):
+    """A run that a failing test killed leaves its job; that must not fail those after it."""
+    yield
+    for job in cluster.ask("get", "jobs"):
+        cluster.ask("delete", f"job/{job['ID']}", params={"purge": "true"})
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +219,15 @@ def test_static_ports_as_given_taken_and_too_few(checkout, cluster, secrets):
     assert f"static port {twice} is reserved by another allocation" in reason(outcome, "twice")
     assert "lower count" in reason(outcome, "twice")
     assert cluster.ask("get", "jobs") == [] or {job["Status"] for job in cluster.ask("get", "jobs")} == {"dead"}
+
+
+def test_a_token_that_may_not_read_files_is_no_stranger_on_the_port(checkout, cluster, secrets):
+    outcome = run_with(checkout, secrets | {"NOMAD_TOKEN": cluster.token(without="read-fs")}, box={})
+    assert outcome.exit_code == 3, outcome
+    (identity,) = [v for v in outcome.verdicts if v["check"] == "health.identity"]
+    assert identity["verdict"] == "fail"
+    assert "does not permit it (file" in identity["message"] and "another server" not in identity["message"]
+    assert "read-fs" in reason(outcome, "box")
 
 
 def test_a_server_that_ends_at_once_is_told_with_its_last_words(checkout, secrets):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sifproof.checks.registry import Finding, at_most, check, expect
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
+from sifproof.nomad.client import NotFoundError
 from sifproof.sandbox.client import ServerError
 
 _PAUSE_S = 0.02
@@ -75,7 +76,7 @@ def identity(server: Server) -> Finding:
         return expect(False, f"the nonce could not be written through the server: {written.error}")
     try:
         seen = server.read_slot_file(name)
-    except SifproofError as error:
+    except NotFoundError as error:
         # A server that found its port taken has ended, and Nomad knows why.
         server.ask_nomad()
         back = server.read(name)
