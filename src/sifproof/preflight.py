@@ -13,9 +13,6 @@ from sifproof.nomad.preflight import NoDriverError, check_driver_available
 from sifproof.records import Plan, PlannedSandbox
 from sifproof.run import Run
 
-ENGINE_ANSWERS_WITHIN_S = 20.0
-"""A busy engine is an engine: leaving a sandbox out must not depend on the load. A missing one refuses at once."""
-
 LOCAL_DATACENTER = "dc1"
 """Where ``nomad agent -dev`` is."""
 
@@ -106,7 +103,7 @@ def _look_at_cluster(settings: config.Settings) -> tuple[str, str, dict[str, Sif
     why_not = {}
     docker = [name for name, s in settings.selected().items() if s.driver == "docker"]
     if not address:
-        if docker and engine.engine_version(ENGINE_ANSWERS_WITHIN_S) is None:
+        if docker and engine.engine_version() is None:
             error = SifproofError(
                 "No Docker engine answers",
                 why="the docker sandboxes need one on this machine",

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from checkout import wait_until
 
+from sifproof import tools
 from sifproof.checks.teardown import Ended, processes
-from sifproof.nomad import remains, traces
+from sifproof.nomad import local, remains, traces
 from sifproof.nomad.teardown import AllocationEnd
 from sifproof.nomad.traces import Process
 
@@ -109,3 +110,29 @@ def test_under_docker_a_fuse_program_is_a_process_like_any_other(driver: str, pa
         containers=[],
     )
     assert processes(Ended(end, True, 5.0, driver)).passed is passed
+
+
+def test_an_agent_that_goes_while_others_are_swept_is_no_error(tmp_path: Path) -> None:
+    """A name that was listed and leads nowhere any more."""
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "left").mkdir()
+    (tmp_path / "left" / "lock").touch()
+    assert local.sweep(tmp_path) == ["left"]
+    assert not (tmp_path / "left").exists()
+
+
+@pytest.mark.parametrize("hangs", ["ps", "rm"])
+def test_an_engine_that_hangs_keeps_nothing_else_from_being_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str
+) -> None:
+    engine = tmp_path / "docker"
+    engine.write_text(
+        f"#!/bin/sh\n[ $1 != {hangs} ] || exec sleep 600\n"
+        'echo \'{"ID": "0123456789ab", "Names": "x", "State": "running"}\'\n'
+    )
+    engine.chmod(0o755)
+    monkeypatch.setattr(tools, "find", lambda _: tools.Tool("docker", engine, "", ""))
+    monkeypatch.setattr(traces, "ANSWERS_WITHIN_S" if hangs == "ps" else "_REMOVED_WITHIN_S", 0.5)
+    (tmp_path / "home" / "data" / "alloc" / ID).mkdir(parents=True)
+    assert local.clear(tmp_path / "home") == ["container 0123456789ab x (running)"] * (hangs == "rm")
+    assert not (tmp_path / "home").exists()

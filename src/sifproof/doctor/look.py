@@ -38,7 +38,6 @@ from sifproof.run import Run
 _HERE_WITHIN_S = 20.0
 _ENDS_WITHIN_S = 2.0
 _NODES_WITHIN_S = 20.0
-_ENGINE_ANSWERS_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Here:
         sandboxes = self._settings.selected()
         drivers = {"raw_exec": Driver(detected=True, healthy=True, description="")}
         if self._runs and any(s.driver == "docker" for s in sandboxes.values()):
-            answers = engine.engine_version(_ENGINE_ANSWERS_WITHIN_S) is not None
+            answers = engine.engine_version() is not None
             words = "" if answers else "no Docker engine answers"
             drivers["docker"] = Driver(detected=answers, healthy=answers, description=words)
         case = Case(

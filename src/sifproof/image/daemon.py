@@ -14,6 +14,9 @@ from sifproof import tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image.process import ToolFailure, capture
 
+ANSWERS_WITHIN_S = 30.0
+"""A busy engine is an engine: what is decided must not depend on the load. A missing one refuses at once."""
+
 
 class EngineImage(NamedTuple):
     """An image as the engine knows it."""
@@ -71,7 +74,11 @@ def require_engine(wanted_for: str) -> str:
     why = "the command `docker` is missing"
     if tools.find("docker") is not None:
         try:
-            return capture("docker", "version", "--format", "{{.Server.Version}}", timeout_s=10).decode().strip()
+            return (
+                capture("docker", "version", "--format", "{{.Server.Version}}", timeout_s=ANSWERS_WITHIN_S)
+                .decode()
+                .strip()
+            )
         except ToolFailure as failure:
             why = failure.last_words
     raise SifproofError(

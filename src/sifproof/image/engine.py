@@ -18,7 +18,7 @@ from sifproof.image.source import Kind, Source
 logger = logging.getLogger(__name__)
 
 
-def engine_version(timeout_s: float = 1.0) -> str | None:
+def engine_version(timeout_s: float = daemon.ANSWERS_WITHIN_S) -> str | None:
     """Version of the Docker engine that answers; None where no `docker` is, or no engine answers in time."""
     if tools.find("docker") is None:
         return None

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -281,7 +282,8 @@ def is_locked(home: Path) -> bool:
     """Whether a supervisor lives that owns ``home``."""
     try:
         with (home / "lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: two who ask at once are no supervisor to each other.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except (BlockingIOError, PermissionError):
@@ -292,14 +294,20 @@ def is_locked(home: Path) -> bool:
 def sweep(directory: Path = DIRECTORY) -> list[str]:
     """Clear away what dead supervisors left under ``directory``; the runs that were theirs."""
     swept = []
-    for home in sorted(directory.resolve().glob("*")):
-        # Without a lock file a start is on its way, or was killed in its first moments: an hour tells which.
-        if not (home / "lock").exists() and time.time() - home.stat().st_mtime < 3600:
-            continue
-        if home.is_dir() and not is_locked(home):
-            clear(home)
-            swept.append(home.name)
+    for home in sorted(_paths(directory.resolve(), "*")):
+        with contextlib.suppress(FileNotFoundError):  # another run has ended meanwhile
+            # Without a lock file a start is on its way, or was killed in its first moments: an hour tells which.
+            if not (home / "lock").exists() and time.time() - home.stat().st_mtime < 3600:
+                continue
+            if home.is_dir() and not is_locked(home):
+                clear(home)
+                swept.append(home.name)
     return swept
+
+
+def _paths(folder: Path, pattern: str) -> list[Path]:
+    """What of ``pattern`` is in ``folder``. Unlike ``Path.glob``, this takes no harm where a folder goes meanwhile."""
+    return [folder / name for name in glob.glob(pattern, root_dir=folder)]  # noqa: PTH207
 
 
 def processes(home: Path) -> list[traces.Process]:
@@ -314,12 +322,12 @@ def processes(home: Path) -> list[traces.Process]:
 
 def _allocations(home: Path) -> list[Path]:
     """The directories of the allocations of the agent at ``home`` and of its second clients, or of such a client."""
-    return [path for place in ("data/", f"{SECOND}*/", "") for path in home.glob(f"{place}alloc/*")]
+    return [path for place in ("data/", f"{SECOND}*/", "") for path in _paths(home, f"{place}alloc/*")]
 
 
 def end_second_clients(home: Path) -> None:
     """End the clients that :mod:`sifproof.nomad.second` started beside the agent of ``home``, with their tasks."""
-    for place in home.glob(f"{SECOND}*"):
+    for place in _paths(home, f"{SECOND}*"):
         end_second_client(place)
 
 
@@ -351,7 +359,7 @@ def clear(home: Path) -> list[str]:
         found.append(f"mount {point}")
         subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
     for allocation in _allocations(home):
-        for group in _CGROUPS.glob(f"*/nomad/{allocation.name}.*"):
+        for group in _paths(_CGROUPS, f"*/nomad/{allocation.name}.*"):
             with contextlib.suppress(OSError):
                 group.rmdir()
     temporary = _temporary(home)
@@ -377,7 +385,7 @@ def _end(find: Callable[[], list[traces.Process]]) -> list[str]:
 def _agents(home: Path) -> list[traces.Process]:
     """The agent of ``home``, if its supervisor was killed and it has not ended yet, and its second clients."""
     agents: list[traces.Process] = []
-    for place in home.glob(f"{SECOND}*"):
+    for place in _paths(home, f"{SECOND}*"):
         with contextlib.suppress(OSError):  # its own end removes it
             agents += _agent(home, (place / "pid").read_text(encoding="ascii"))
     with contextlib.suppress(OSError, ValueError, KeyError):

@@ -23,10 +23,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.errors import SifproofError
+from sifproof.image.daemon import ANSWERS_WITHIN_S
 from sifproof.nomad.ports import MARK
 
 _PROC = Path("/proc")
-_DOCKER_TIMEOUT_S = 20.0
+_REMOVED_WITHIN_S = 60.0
 
 _VARIABLES = (b"NOMAD_", b"HOME=", f"{MARK}=".encode())
 
@@ -202,11 +203,11 @@ def find_containers(allocation: str, docker: str) -> list[str]:
             ],
             capture_output=True,
             text=True,
-            timeout=_DOCKER_TIMEOUT_S,
+            timeout=ANSWERS_WITHIN_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SifproofError(f"The Docker engine did not answer in {_DOCKER_TIMEOUT_S:g} s") from None
+        raise SifproofError(f"The Docker engine did not answer in {ANSWERS_WITHIN_S:g} s") from None
     if asked.returncode:
         raise SifproofError("The Docker engine did not answer", why=" ".join(asked.stderr.split()))
     containers = [json.loads(line) for line in asked.stdout.splitlines() if line.strip()]
@@ -214,8 +215,15 @@ def find_containers(allocation: str, docker: str) -> list[str]:
 
 
 def remove_container(container: str, docker: str) -> None:
-    """End and remove ``container``, as :func:`find_containers` names it."""
-    subprocess.run([docker, "rm", "--force", container.partition(" ")[0]], capture_output=True, timeout=60, check=False)
+    """End and remove ``container``, as :func:`find_containers` names it.
+
+    Raises :class:`SifproofError` where the engine does not come to an end with it.
+    """
+    command = [docker, "rm", "--force", container.partition(" ")[0]]
+    try:
+        subprocess.run(command, capture_output=True, timeout=_REMOVED_WITHIN_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise SifproofError(f"The Docker engine did not remove {container} in {_REMOVED_WITHIN_S:g} s") from None
 
 
 def open_pidfds(pids: Collection[int]) -> dict[int, int]:
