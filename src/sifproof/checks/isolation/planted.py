@@ -12,17 +12,17 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
+from sifproof import stages
 from sifproof.checks.isolation import scripts
 from sifproof.checks.registry import NotMeasured
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import SifproofError
+from sifproof.image import daemon
+from sifproof.image.provenance import Provenance
+from sifproof.image.records import LoadedImage
 from sifproof.nomad.job import TASK
 
-_LOCALE = r"(?i:C(?:\.UTF-?8)?|POSIX|[a-z]{2,3}(?:_[a-z]{2})?(?:\.UTF-?8|\.ISO-?8859-?\d+)?(?:@latin|@euro)?)"
-_ORDINARY = re.compile(
-    rf".{{0,7}}|(?:\.{{0,2}}|~\w*)/.*|[A-Za-z]{{0,15}}|(?:\d{{0,15}}[-.:, ])*\d{{0,15}}|{_LOCALE}(?::{_LOCALE})*"
-)
-"""What two machines may have in common by chance: short values, paths, words, versions and dates, locales."""
+_ORDINARY = re.compile(scripts.ORDINARY)
 
 
 class Said:
@@ -67,6 +67,8 @@ class Planted:
     """What a later command of the slot says."""
     hex: str
     _variables: dict[str, list[str]] | NotMeasured = field(repr=False)
+    _own_names: frozenset[str] | None = None
+    """The variables that the image and the config set; None where the image's are not known."""
 
     @property
     def node(self) -> Said:
@@ -94,30 +96,35 @@ class Planted:
     def leaked(self) -> tuple[list[str], int]:
         """Names of the node's variables whose values the slot sees, and how many of the node's could be told apart."""
         sums: dict[str, list[str]] = {}
-        for line in self.node["variable"]:
-            checksum, _, name = line.partition(" ")
-            sums.setdefault(checksum, []).append(name)
+        for kind in ("variable", "ordinary"):
+            for line in self.node[kind]:
+                checksum, _, name = line.partition(" ")
+                if kind == "variable" or (self._own_names is not None and name not in self._own_names):
+                    sums.setdefault(checksum, []).append(name)
         if not self.node.one("environment"):
-            raise NotMeasured("the node has no sha256sum, to compare secrets by")
+            raise NotMeasured("the node has no sha256sum or no grep, to compare secrets by")
         if isinstance(self._variables, NotMeasured):
             raise self._variables
         found = [
             name if name in names else f"{name} (the value of {names[0]})"
             for value, seen in self._variables.items()
-            if (names := sums.get(_checksum(self.hex, value)))
             for name in seen
+            if (names := sums.get(_checksum(self.hex, name, value)))
         ]
         return sorted(set(found)), len(sums)
 
 
 def is_ordinary(value: str) -> bool:
-    """Whether two machines may have ``value`` in common by chance, so that it tells nothing of a leak."""
-    return bool(_ORDINARY.fullmatch(value))
+    """Whether two machines may have ``value`` in common by chance, so that it alone tells nothing of a leak."""
+    # By bytes, as the node's grep(1) has it.
+    return bool(_ORDINARY.fullmatch(value.encode("utf-8", "surrogateescape").decode("latin-1")))
 
 
-def _checksum(salt: str, value: str) -> str:
+def _checksum(salt: str, name: str, value: str) -> str:
+    """What a variable is known by: its value, and its name too where the value is an ordinary one."""
     kept = value.encode("utf-8", "surrogateescape")[: scripts.VALUE_BYTES]
-    return hashlib.sha256(salt.encode() + kept).hexdigest()
+    with_name = f"{name}=" if is_ordinary(value) else ""
+    return hashlib.sha256((salt + with_name).encode("utf-8", "surrogateescape") + kept).hexdigest()
 
 
 _planted: dict[int, Planted | SifproofError | NotMeasured] = {}
@@ -171,7 +178,24 @@ def _plant(server: Server) -> Planted:
         folders = ["".join(path).rpartition("/")[0] for path in places]
         folders += [path.rpartition("/")[0] for path in inside["wrote"]] if inside else []
         later = _clear(server, hex, folders, inside["writable-root"] if inside else [])
-    return Planted(inside, node, after, nothing, later, hex, look_at_environment(server))
+    return Planted(inside, node, after, nothing, later, hex, look_at_environment(server), _own_names(server))
+
+
+def _own_names(server: Server) -> frozenset[str] | None:
+    """The variables that the server's image and config set; None where it is not known which the image does."""
+    try:
+        placed = server.placed
+        if server.driver == "docker":
+            variables = daemon.inspect(stages.read(placed.image, LoadedImage).name).config.get("Env")
+            names = [str(one).partition("=")[0] for one in variables] if isinstance(variables, list) else []
+        else:
+            made = stages.read(placed.image, Provenance)
+            if not made.key:  # a SIF made elsewhere
+                return None
+            names = made.image.env_keys
+    except (SifproofError, NotMeasured):
+        return None
+    return frozenset([*names, *placed.sandbox.environment])
 
 
 def _clear(server: Server, hex: str, folders: list[str], roots: list[str]) -> Said | NotMeasured:
@@ -200,7 +224,7 @@ def _look_around(server: Server, hex: str, node: Said | None) -> Said:
 
 
 def look_at_environment(server: Server) -> dict[str, list[str]] | NotMeasured:
-    """The names under which the slot sees each value that no machine has by chance."""
+    """The names under which the slot sees each value, but for those that the config gives it."""
     own = nonce()
     try:
         result = server.bash(scripts.look_at_environment(own))
@@ -217,6 +241,6 @@ def look_at_environment(server: Server) -> dict[str, list[str]] | NotMeasured:
         name, equals, value = line.partition("=")
         if not equals:
             name, value = "a line", line
-        if value not in given and not is_ordinary(value):
+        if value not in given:
             found.setdefault(value, []).append(name)
     return found

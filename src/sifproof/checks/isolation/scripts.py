@@ -17,6 +17,16 @@ ENVIRONMENT_BYTES = 45_000
 
 PLANTED = "planted"
 
+_LOCALE = r"(C|POSIX|[A-Za-z]{2,3}(_[A-Za-z]{2})?)([.]([Uu][Tt][Ff]-?8|[Ii][Ss][Oo]-?8859-?[0-9]+))?(@latin|@euro)?"
+ORDINARY = (
+    r".{0,7}|([.]{0,2}|~[A-Za-z0-9_]*)/.*|[A-Za-z]{0,15}|([0-9]{0,15}[-.:, ])*[0-9]{0,15}"
+    rf"|{_LOCALE}(:{_LOCALE})*"
+)
+"""What two machines may have in common by chance: short values, paths, words, versions and dates, locales.
+
+A regular expression as both grep(1) and Python read it.
+"""
+
 
 def _with(values: Mapping[str, str], script: str) -> str:
     return "".join(f"{name}={quote(value)}\n" for name, value in values.items()) + script
@@ -51,7 +61,7 @@ each_place() { # what to do with a name and a folder
     "$1" var-tmp /var/tmp
     "$1" dev-shm /dev/shm
     "$1" allocations "$own"
-    "$1" nomad-data "${allocations%/*}"
+    for folder in "${allocations%/*}" $state_folders; do "$1" nomad-data "$folder"; done
 }
 plant() {
     if [ ! -d "$2" ]; then say absent "$1 $2"
@@ -70,7 +80,7 @@ clear() {
     wait $removing
     exit "$code"
 }
-planting= removing= agent_folders= code=0
+planting= removing= agent_folders= state_folders= code=0
 
 # The agent and what stands between it and this script: whose environment a task may come to see.
 agents=
@@ -80,7 +90,12 @@ while [ "$pid" -gt 1 ]; do
     agents="$agents $pid"
     folder=$(readlink "/proc/$pid/cwd")
     case $name in nomad*)
-        case $folder in / | *[[:space:]]*) ;; /*) agent_folders="$agent_folders $folder" ;; esac ;;
+        case $folder in / | *[[:space:]]*) ;; /*) agent_folders="$agent_folders $folder" ;; esac
+        # Where the client keeps its state, wherever `alloc_dir` is: open as long as it runs.
+        for file in "/proc/$pid/fd"/*; do
+            file=$(readlink "$file")
+            case $file in *[[:space:]]*) ;; /*/state.db) state_folders="$state_folders ${file%/*}" ;; esac
+        done ;;
     esac
     while read -r key value; do
         if [ "$key" = PPid: ]; then pid=$value; fi
@@ -167,6 +182,7 @@ fi
 say block "$(find_block)"
 
 # Values of the environment, by checksums that nobody can look up. A value is on disk where secrets are, meanwhile.
+# Of one that any machine may have, the name tells too.
 variables=$NOMAD_SECRETS_DIR/variables
 mkdir "$variables" || exit 1
 number=0
@@ -179,16 +195,20 @@ done | sort -u | while IFS= read -r line; do
         NOMAD_* | PATH | *_PATH | HOME | PWD | OLDPWD | SHELL | SHLVL | _ | TERM) continue ;;
         USER | LOGNAME | HOST | HOSTNAME) continue ;;
         LANG | LANGUAGE | LC_* | TZ | TMPDIR | MAIL | XDG_* | LS_COLORS | LESS* | PAGER | EDITOR) continue ;;
-        *[!A-Za-z0-9_]*) name=_ ;;
+        COLORTERM | DEBIAN_FRONTEND) continue ;;
     esac
-    value=${line#*=}
-    case $value in /* | '' | ? | ?? | ???  | ???? | ????? | ?????? | ???????) continue ;; esac
+    value=${line#*=} kind=variable with=
+    case $value in '' | ? | ?? | ??? | ???? | ?????) continue ;; esac
+    if printf '%s\n' "$value" | grep -Eqx -e "$ordinary"; then
+        case $line in *=*) kind=ordinary with=$name= ;; *) continue ;; esac
+    fi
+    case $name in *[!A-Za-z0-9_]*) name=_ ;; esac
     number=$((number + 1))
-    printf "%s%.${value_bytes}s" "$hex" "$value" > "$variables/$number.$name"
+    printf "%s%s%.${value_bytes}s" "$hex" "$with" "$value" > "$variables/$kind.$number.$name"
 done
-(cd "$variables" && sha256sum -- * 2>/dev/null | while read -r sum name; do say variable "$sum ${name#*.}"; done)
+(cd "$variables" && sha256sum -- * 2>/dev/null | while read -r sum name; do say "${name%%.*}" "$sum ${name##*.}"; done)
 rm -rf "$variables"
-say environment "$(command -v sha256sum)"
+say environment "$(command -v grep > /dev/null && command -v sha256sum)"
 
 tries=0
 until [ -e "$own/looked" ] || [ "$tries" = 200 ]; do
@@ -222,7 +242,7 @@ find_block() { # the largest block device of the node
 def plant(hex: str, *, allocation: str, task: str, workspace: str) -> str:
     """What runs on the node, until it is told to end; :data:`PLANTED` is the line that says that all is planted."""
     values = {"hex": hex, "allocation": allocation, "task": task, "workspace": workspace}
-    return _with({**values, "value_bytes": str(VALUE_BYTES)}, _FIND_BLOCK + _PLANT)
+    return _with({**values, "value_bytes": str(VALUE_BYTES), "ordinary": ORDINARY}, _FIND_BLOCK + _PLANT)
 
 
 _LOOK_AFTER = r"""
