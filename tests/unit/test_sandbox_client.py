@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -114,10 +113,10 @@ def test_an_endless_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_never_answers_is_given_up() -> None:
     done = threading.Event()
-    with server(lambda handler, _: done.wait(10) and None) as url:
+    with server(lambda handler, _: done.wait(60) and None) as url:
         try:
-            with pytest.raises(ServerError, match=r"no answer within 0\.2 s"):
-                SandboxClient(url, timeout_s=0.2, grace_s=0.0).health()
+            with pytest.raises(ServerError, match="no answer within 1 s"):
+                SandboxClient(url, timeout_s=1, grace_s=0.0).health()
         finally:
             done.set()
 
@@ -136,24 +135,25 @@ def test_a_server_that_drips_wins_no_time(before: bytes, said: str) -> None:
 
     def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
         handler.wfile.write(before)
-        while not over.wait(0.1):
+        # A client that each byte gives more time sees another end than the one below.
+        for _ in range(300):
+            if over.wait(0.1):
+                return
             handler.wfile.write(b" " if before else b"H")
 
     with server(answer) as url:
-        client, begin = SandboxClient(url, timeout_s=0.4, grace_s=0.0), time.monotonic()
         try:
             with pytest.raises(ServerError, match=said):
-                client.health()
+                SandboxClient(url, timeout_s=1.5, grace_s=0.0).health()
         finally:
             over.set()
-        assert time.monotonic() - begin < 1.0
 
 
 def test_a_server_that_does_not_read_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with pytest.raises(ServerError, match=r"no answer within 0\.2 s"):
-            SandboxClient(url, timeout_s=0.2, grace_s=0.0).request("POST", "/execute", raw=b" " * 20_000_000)
+        with pytest.raises(ServerError, match="no answer within 1 s"):
+            SandboxClient(url, timeout_s=1, grace_s=0.0).request("POST", "/execute", raw=b" " * 20_000_000)
 
 
 def test_an_answer_that_is_cut_short_is_none() -> None:
