@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import requests
-from nomad_payload import LISTEN, new_id, shell_job, wait_until
+from nomad_payload import LISTEN, bootstrap, end_agent, new_id, shell_job, wait_until
 
 from sifproof import config, tools
 from sifproof.cluster import Cluster
@@ -48,25 +48,20 @@ def cluster(tmp_path_factory):
             stdout=log,
             stderr=log,
         )
-    address = f"http://127.0.0.1:{http}"
-
-    def bootstrap():
-        try:
-            answer = requests.post(f"{address}/v1/acl/bootstrap", timeout=5)
-        except requests.ConnectionError:
-            return None
-        return answer.json()["SecretID"] if answer.ok else None
-
-    token = wait_until(bootstrap)
-    with connect(address, token=token, environment={}) as client:
-        preflight.wait_for_node_ready(client, 20)
-    yield address, token
-    agent.terminate()
-    agent.wait()
-    assert traces.find_processes([f"{folder}/"])[f"{folder}/"] == []
-    for point in traces.find_mounts(f"{folder}/"):
-        subprocess.run(["umount", point], check=True)
-    block.lock.close()
+    try:
+        address = f"http://127.0.0.1:{http}"
+        token = bootstrap(address, agent)
+        with connect(address, token=token, environment={}) as client:
+            preflight.wait_for_node_ready(client, 60)
+        yield address, token
+    finally:
+        end_agent(agent)
+        left = traces.find_processes([f"{folder}/"])[f"{folder}/"]
+        traces.end_processes(left, 60)
+        for point in traces.find_mounts(f"{folder}/"):
+            subprocess.run(["umount", point], check=True)
+        block.lock.close()
+    assert left == []
 
 
 def small_token(cluster):
@@ -74,9 +69,10 @@ def small_token(cluster):
     address, token = cluster
     headers = {"X-Nomad-Token": token}
     name = new_id("policy")
-    requests.post(f"{address}/v1/acl/policy/{name}", json={"Name": name, "Rules": POLICY}, headers=headers, timeout=5)
+    rules = {"Name": name, "Rules": POLICY}
+    requests.post(f"{address}/v1/acl/policy/{name}", json=rules, headers=headers, timeout=60).raise_for_status()
     made = requests.post(
-        f"{address}/v1/acl/token", json={"Type": "client", "Policies": [name]}, headers=headers, timeout=5
+        f"{address}/v1/acl/token", json={"Type": "client", "Policies": [name]}, headers=headers, timeout=60
     )
     made.raise_for_status()
     return made.json()["SecretID"]
@@ -102,10 +98,10 @@ def test_the_smallest_policy_will_do_for_a_whole_run(cluster, tmp_path, monkeypa
         assert client.version()
         assert preflight.check_driver_available(client, "singularity", "dc1")
         submit.submit(client, shell_job(job_id, 'echo told >&2; echo x > "$NOMAD_ALLOC_DIR/data/x"; ' + LISTEN))
-        (allocation,) = submit.wait_for_allocations(client, job_id, 1, 20)
+        (allocation,) = submit.wait_for_allocations(client, job_id, 1, 60)
         assert client.file(allocation.id, "/alloc/data/x") == b"x\n"
         wait_until(lambda: "told" in client.logs(allocation.id, allocation.task))
-        report = teardown.stop_and_verify(client, job_id, collect=tmp_path)
+        report = teardown.stop_and_verify(client, job_id, collect=tmp_path, deadline_s=60)
     assert report.purged
     (end,) = report.allocations
     assert end.looked_at
