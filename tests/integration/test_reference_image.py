@@ -64,17 +64,15 @@ class TestBuild:
 
     def test_what_did_not_change_is_not_built_again(self, built: ReferenceImage, folder: Path) -> None:
         said: list[str] = []
-        begin = time.monotonic()
         again = build_reference_image(folder, say=said.append)
-        assert time.monotonic() - begin < 0.2
         assert (again.source, again.seconds, said) == (built.source, {}, [])
 
     def test_a_store_is_of_use_wherever_it_is_taken(self, built: ReferenceImage, folder: Path, tmp_path: Path) -> None:
         linked, copied = tmp_path / "linked", tmp_path / "copied"
         linked.symlink_to(folder)
-        shutil.copytree(
-            folder, copied, ignore=lambda _, names: [n for n in names if "image-" in n and built.key not in n]
-        )
+        # Not all of it: other builds are at work there.
+        for part in (folder / f"image-{built.key}", *folder.glob("base-*")):
+            shutil.copytree(part, copied / part.name)
         for place in (linked, copied):
             found = build_reference_image(place)
             assert (found.key, found.seconds) == (built.key, {})
@@ -89,10 +87,11 @@ class TestBuild:
         store.mkdir()
         for base in folder.glob("base-*"):
             (store / base.name).symlink_to(base)
-        same = build_reference_image(store, context=context)
+        said: list[str] = []
+        same = build_reference_image(store, context=context, say=said.append)
         assert same.key == built.key
         assert "base" not in same.seconds
-        if "without its RUN steps" not in (folder / "build.log").read_text():
+        if not any("without its RUN steps" in line for line in said):
             assert manifest(same) == manifest(built)
         with (context / "slotserver" / "api.py").open("a") as module:
             module.write("# changed\n")
@@ -140,7 +139,7 @@ def serve(sif: Path, tmp_path: Path) -> Callable[..., Any]:
             yield server
         finally:
             server.process.terminate()
-            assert server.process.wait(20) == 0
+            assert server.process.wait(60) == 0
         assert server.left_over() == []
 
     return started
@@ -178,11 +177,11 @@ class Server:
         return text.rpartition("listening on ")[2].strip() if "listening on" in text and text.endswith("\n") else None
 
     def health(self) -> dict[str, Any]:
-        return requests.get(f"{self.url}/health", timeout=10).json()
+        return requests.get(f"{self.url}/health", timeout=60).json()
 
-    def execute(self, tool: str, slot: str = "slot_0", timeout: float = 20, **args: Any) -> dict[str, Any]:
+    def execute(self, tool: str, slot: str = "slot_0", timeout: float = 60, **args: Any) -> dict[str, Any]:
         body = {"slot_id": slot, "tool": tool, "args": args, "timeout": timeout}
-        answer = requests.post(f"{self.url}/execute", json=body, timeout=60)
+        answer = requests.post(f"{self.url}/execute", json=body, timeout=120)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -204,7 +203,7 @@ def command_lines() -> list[str]:
     return lines
 
 
-def eventually(probe: Callable[[], Any], within_s: float = 30) -> Any:
+def eventually(probe: Callable[[], Any], within_s: float = 60) -> Any:
     deadline = time.monotonic() + within_s
     while not (found := probe()):
         assert time.monotonic() < deadline, f"nothing within {within_s} s"
@@ -244,10 +243,8 @@ class TestInApptainer:
         with serve("--bind", "/dev/full") as server:
             server.execute("bash_stateful", command=f"(setsid bash -c 'exec -a {server.token} sleep 1000' &)")
             eventually(lambda: [line for line in server.left_over() if line.startswith(server.token)])
-            begin = time.monotonic()
             server.process.send_signal(number)
-            assert server.process.wait(20) == 0
-            assert time.monotonic() - begin < 2
+            assert server.process.wait(60) == 0
             assert server.left_over() == []
             with pytest.raises(requests.ConnectionError):
                 server.health()
