@@ -30,34 +30,42 @@ PLACES = {
 }
 """Where on the node a marker is planted, in words; the key ends the id of the check."""
 
-_CONTAIN = "Leave `--containall` in the command of the rendered job, and see what `binds` of the config gives to it."
+# No image brings what is the node's: who has to act for most of these checks is who runs the node or wrote the config.
+_BROUGHT = (
+    "Look for it in `binds` of the config, in `bind path` of the node's apptainer.conf, with Docker in `volumes` and "
+    "`mount` of the rendered job, and take out the bind that brings it or a folder above it."
+)
+_RENDERED = (
+    "sifproof renders each job so: see whether this one was edited, or `apptainer` of the config is a script that "
+    "changes it."
+)
+_APART = f"A container has its own by Apptainer's `--containall`, under Docker where `{{}}` is not `host`; {_RENDERED}"
 
 _WHY = {
     "home": (
         "Keys, tokens and start-up files lie there: who reads or writes them is the user of the Nomad client.",
-        f"{_CONTAIN} Apptainer gives a container the user's home unless it is told not to.",
+        f"{_BROUGHT} The user's home, which Apptainer gives a container else, is kept out by `--containall`; "
+        f"{_RENDERED}",
     ),
     "workdir": (
         "The task's directory holds its secrets, and that of the agent its configuration.",
-        f"{_CONTAIN} Apptainer gives a container the directory that it is started in.",
+        f"{_BROUGHT} The directory that it is started in, which Apptainer gives a container else, is kept out by "
+        f"`--containall`; {_RENDERED}",
     ),
     "tmp": (
         "Sockets, locks and half-written files of all users lie there.",
-        f"{_CONTAIN} `--workdir` gives it a `/tmp` of its own.",
+        f"{_BROUGHT} A container has a `/tmp` of its own by Apptainer's `--containall`; {_RENDERED}",
     ),
     "var-tmp": (
         "What lies there outlives a reboot, and belongs to others.",
-        f"{_CONTAIN} `--workdir` gives it a `/var/tmp` of its own.",
+        f"{_BROUGHT} A container has a `/var/tmp` of its own by Apptainer's `--containall`; {_RENDERED}",
     ),
     "dev-shm": (
         "Programs share their memory by it: MPI, databases, browsers.",
-        f"{_CONTAIN} With Docker leave `ipc_mode` alone.",
+        f"{_BROUGHT} {_APART.format('ipc_mode')}",
     ),
-    "allocations": ("Data and secrets of other jobs lie there.", _CONTAIN),
-    "nomad-data": (
-        "The client's state and the secrets of every task on the node lie there.",
-        f"{_CONTAIN} A folder above the client's `data_dir` must not be bound.",
-    ),
+    "allocations": ("Data and secrets of other jobs lie there.", _BROUGHT),
+    "nomad-data": ("The client's state and the secrets of every task on the node lie there.", _BROUGHT),
 }
 
 
@@ -89,6 +97,7 @@ for _name, (_why, _todo) in _WHY.items():
         f"A slot neither sees a file in {PLACES[_name]} nor leaves one there.",
         why=_why,
         todo=_todo,
+        blames=Fault.INFRASTRUCTURE,
         once=True,
     )(_place(_name))
 
@@ -97,7 +106,8 @@ for _name, (_why, _todo) in _WHY.items():
     "isolation.host.directories",
     "None of the node's top directories and of its users' home directories is in a slot, but for what `binds` names.",
     why="Programs, settings and data of others are on them; a bind of `/` gives all at once.",
-    todo="See which bind brings it: `binds` of the config, `bind path` in the node's apptainer.conf, Docker's volumes.",
+    todo=_BROUGHT,
+    blames=Fault.INFRASTRUCTURE,
     once=True,
 )
 def directories(server: Server) -> Finding:
@@ -158,7 +168,9 @@ def _identities(said: Said) -> dict[str, str]:
     "No variable of the Nomad agent's environment is seen in a slot, in that of any process.",
     why="A task inherits the agent's environment, and with it tokens that nobody thought of; Apptainer carries it on, "
     "`APPTAINERENV_*` even over `--cleanenv`.",
-    todo="Leave `env -i` in the command of the rendered job; take tokens out of the agent's environment.",
+    todo="Take tokens out of the agent's environment. Under Apptainer `env -i` at the beginning of the command keeps "
+    f"it out, and Docker hands on what the job's `Env` names alone; {_RENDERED}",
+    blames=Fault.INFRASTRUCTURE,
     once=True,
 )
 def environment(server: Server) -> Finding:
@@ -172,7 +184,8 @@ def environment(server: Server) -> Finding:
     "isolation.host.processes",
     "A slot sees neither the arguments nor the environment of a process of the node.",
     why="Passwords stand in them, and through `/proc/PID/root` of such a process all files of the node are in reach.",
-    todo="Leave `--pid` or `--containall` in the command of the rendered job; with Docker leave `pid_mode` alone.",
+    todo=_APART.format("pid_mode"),
+    blames=Fault.INFRASTRUCTURE,
     once=True,
 )
 def processes(server: Server) -> Finding:
@@ -189,7 +202,8 @@ def processes(server: Server) -> Finding:
     "isolation.host.signals",
     "A slot can't send a signal to a process of the node.",
     why="It could end what others compute, or the Nomad client itself.",
-    todo="Leave `--pid` or `--containall` in the command of the rendered job; with Docker leave `pid_mode` alone.",
+    todo=_APART.format("pid_mode"),
+    blames=Fault.INFRASTRUCTURE,
     once=True,
 )
 def signals(server: Server) -> Finding:
@@ -204,7 +218,8 @@ def signals(server: Server) -> Finding:
     "isolation.host.ipc",
     "A slot does not share System V shared memory, semaphores and queues with the node.",
     why="Programs of the same user there can be read and misled by it.",
-    todo="Leave `--ipc` or `--containall` in the command of the rendered job; with Docker leave `ipc_mode` alone.",
+    todo=_APART.format("ipc_mode"),
+    blames=Fault.INFRASTRUCTURE,
     once=True,
 )
 def ipc(server: Server) -> Finding:
@@ -225,7 +240,9 @@ def ipc(server: Server) -> Finding:
     "isolation.host.devices",
     "A slot can open no block device and no memory of the node, and can't make itself one.",
     why="Under the file system there are no permissions: every file of the node can be read from its disk.",
-    todo="Leave `--containall` in the command of the rendered job, and `privileged` out of the config.",
+    todo="Leave `privileged` out of the config, and devices out of `binds`. A container has a `/dev` of its own by "
+    f"Apptainer's `--containall`; {_RENDERED}",
+    blames=Fault.INFRASTRUCTURE,
     once=True,
 )
 def devices(server: Server) -> Finding:
@@ -268,12 +285,13 @@ def kernel_settings(server: Server) -> Finding:
     "What a slot writes to the root file system is gone with the command: programs, libraries and settings of the "
     "image can't be changed.",
     why="What one agent changes there, the next one runs, in this slot and in all others.",
-    todo="Leave out `--writable` and `--writable-tmpfs`; with Docker run the commands as a user that owns none of it, "
-    "or set `readonly_rootfs`.",
+    todo="With Docker set `read_only: true`, or let the server run the commands as a user that owns none of it. Under "
+    f"Apptainer it is read-only without `--writable` and `--writable-tmpfs`; {_RENDERED}",
     advisory={
         "docker": "Docker gives each container a root file system of its own that its root can write: nothing of the "
-        "node, and gone with the container"
+        "node, and gone with the container; `read_only: true` closes it"
     },
+    given_by=("read_only",),
     once=True,
 )
 def root_filesystem(server: Server) -> Finding:
@@ -374,8 +392,9 @@ def _capabilities(said: Said, *words: str) -> int:
     "A command holds no capability over the node: none outside of a user name space of its own (under Docker: none "
     "that its default profile does not give), and can't read a file of another user that is closed to all.",
     why="With one such as `sys_admin` or `sys_ptrace` a command takes over the node.",
-    todo="Leave out `privileged`, `--add-caps`, `--keep-privs` and `cap_add`; under Apptainer as root run with "
-    "`--userns` or as an ordinary user.",
+    todo="Leave `privileged` and `nested_sandboxes` out of the config where commands don't run in bubblewrap; where "
+    "Apptainer runs as root set `userns: true`, or run the Nomad client as an ordinary user.",
+    blames=Fault.INFRASTRUCTURE,
     once=True,
 )
 def capabilities(server: Server) -> Finding:
@@ -401,7 +420,8 @@ def capabilities(server: Server) -> Finding:
     "isolation.host.container-engine",
     "No socket of a container engine of the node can be reached in a slot.",
     why="Who reaches it starts a container with all of the node in it, as root.",
-    todo="See which of `binds` brings it, or `bind path` in the node's apptainer.conf.",
+    todo=_BROUGHT,
+    blames=Fault.INFRASTRUCTURE,
     once=True,
 )
 def container_engine(server: Server) -> Finding:
