@@ -7,7 +7,12 @@ from types import SimpleNamespace
 import pytest
 from report_samples import ALLOCATION, CHECKS, fault, plan, planned, verdict, verdicts
 
+from sifproof import config
+from sifproof.checks import registry
 from sifproof.config import SUITES
+from sifproof.doctor.facts import parse
+from sifproof.doctor.findings import Case, user_namespaces
+from sifproof.doctor.record import Doctor, Look
 from sifproof.errors import Fault
 from sifproof.records import FaultRecord
 from sifproof.report.decision import Decision, Outcome, decide
@@ -85,6 +90,58 @@ def test_a_foreign_server_on_one_allocation_excuses_no_other() -> None:
     decision = decide(plan(planned(count=2)), rows)
     assert words(decision) == ("rejected", 1)
     assert decision.sentence == "Rejected: 1 of 18 required checks failed on singularity: bash.output."
+
+
+def test_what_the_node_lets_in_is_no_evidence_against_the_image() -> None:
+    """Such as `bind path = /home` of an administrator, in every container."""
+    known = registry.load()
+    let_in = [verdict(f"isolation.host.{name}", **FAILS, fault=known[f"isolation.host.{name}"].blames)
+              for name in ("home", "directories")]  # fmt: skip
+    decision = decide(ONE, one(*let_in), describe=known.get)
+    assert words(decision) == ("infrastructure", 3)
+    assert all("apptainer.conf" in reason.todo for reason in decision.reasons)
+
+
+def saw(node: str, **facts: str) -> Look:
+    """What the doctor made of a node like this, for the sandbox of :data:`ONE`."""
+    said = {"uid": "1000", "program.0": "apptainer", "program.0.plain": "ok", "end": "ok"} | facts
+    found = parse("".join(f"{key.replace('_', '.')}={value}\n" for key, value in said.items()))
+    sandboxes = config.load({"sandboxes": {"singularity": {"driver": "singularity"}}}).selected()
+    findings = list(user_namespaces(Case(facts=found, sandboxes=sandboxes)))
+    return Look(machine=node, node=f"id of {node}", seconds=1, facts=found, findings=findings)
+
+
+REFUSED = {"userns_apparmor": "1", "program_0_nested": "no: Operation not permitted"}
+"""A node of Ubuntu 24.04, as it comes."""
+OPEN_SLOTS = [verdict(check, **FAILS) for check in ("bubblewrap.used", "isolation.slot.files-read")]
+
+
+def test_slots_lie_open_on_a_node_without_user_namespaces_whatever_the_image() -> None:
+    decision = decide(ONE, one(*OPEN_SLOTS), doctor=Doctor(looks=[saw("node-1", **REFUSED)]))
+    assert words(decision) == ("infrastructure", 3)
+    assert {reason.fault for reason in decision.reasons} == {Fault.INFRASTRUCTURE}
+    assert all("apparmor_restrict_unprivileged_userns=0" in reason.doctor[0].mend for reason in decision.reasons)
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        pytest.param([saw("node-1", program_0_nested="ok")], id="the node has them"),
+        pytest.param([saw("node-1")], id="not tried"),
+        pytest.param([saw("node-1", program_0_nested="ok"), saw("node-2", **REFUSED)], id="another node has none"),
+        pytest.param([], id="not looked at"),
+    ],
+)
+def test_slots_that_lie_open_elsewhere_are_the_images(looks: list[Look]) -> None:
+    assert words(decide(ONE, one(*OPEN_SLOTS), doctor=Doctor(looks=looks))) == ("rejected", 1)
+
+
+@pytest.mark.parametrize(
+    "check", ["bubblewrap.require-sandbox", "bubblewrap.private-processes", "isolation.slot.forks"]
+)
+def test_what_a_server_says_of_its_sandboxes_it_has_to_keep_without_them_too(check: str) -> None:
+    doctor = Doctor(looks=[saw("node-1", **REFUSED)])
+    assert words(decide(ONE, one(verdict(check, **FAILS)), doctor=doctor)) == ("rejected", 1)
 
 
 def test_a_failure_on_broken_infrastructure_is_the_infrastructures() -> None:

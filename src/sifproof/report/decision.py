@@ -3,7 +3,8 @@
 Who has to act decides the word, and where several have to, the first of these does:
 
 1. *rejected*: evidence against the image stands whatever else went wrong. A failure that was measured on broken
-   infrastructure is no such evidence and counts as the infrastructure's.
+   infrastructure, or on a node that the doctor saw lack what the check takes, is no such evidence and counts as the
+   infrastructure's.
 2. *configuration*: a run with another configuration is needed before anything else can be said.
 3. *infrastructure*: mend it and run again; the image is not judged.
 4. *incomplete*: nothing failed, but not all that was planned was measured, and no recorded fault says why.
@@ -32,6 +33,23 @@ TEARDOWN = "teardown"
 
 FOUNDATION = "health"
 """The suite that proves with whom the others talk."""
+
+NESTING = "user-namespaces"
+"""What the doctor calls its finding on user namespaces, one in another."""
+
+NESTED = frozenset(
+    [
+        "bubblewrap.available",
+        "bubblewrap.used",
+        "isolation.host.kernel-settings",
+        *(
+            f"isolation.slot.{name}"
+            for name in ("files-read", "files-written", "tmp", "tmp-own", "processes", "signals", "environment")
+        ),
+    ]
+)
+"""The checks that no server can keep under Apptainer where bubblewrap gets no user namespace. What a server says of
+its sandboxes, and refuses, it can keep anywhere."""
 
 
 class Outcome(StrEnum):
@@ -123,7 +141,8 @@ def decide(
     """The decision on a run.
 
     ``problems`` are records that could not be read, a sentence each; ``describe`` gives what the registry knows about
-    a check by its id. What ``doctor`` saw is put beside the reasons that it may explain, and decides nothing.
+    a check by its id. What ``doctor`` saw is put beside the reasons that it may explain. It decides one thing: whose a
+    failure of :data:`NESTED` is.
     """
     left_out = {sandbox.name for sandbox in plan.sandboxes if sandbox.left_out}
     counted = [v for v in verdicts if v.run == plan.run and v.sandbox not in left_out]
@@ -141,6 +160,9 @@ def decide(
         of_run.append(Reason(fault=Fault.INCOMPLETE, sandbox=name, text=text))
         of_run += _failures([v for v in counted if v.sandbox == name], [], faults, describe)
 
+    def unnested(row: Verdict) -> bool:
+        return doctor is not None and _is_unnested(row, doctor, local=plan.nomad_local)
+
     reasons = list(of_run)
     decisions = []
     for sandbox in plan.sandboxes:
@@ -151,7 +173,7 @@ def decide(
             own = [_of_fault(fault) for fault in faults if fault.sandbox == sandbox.name]
             around = [fault for fault in faults if fault.sandbox in {"", sandbox.name}]
             suites = [*(suite for suite in sandbox.suites if suite != TEARDOWN), TEARDOWN]
-            failures = _failures(rows, suites, around, describe)
+            failures = _failures(rows, suites, around, describe, unnested)
             own += failures + _gaps(sandbox, suites, rows, around, failures)
             own.sort(key=_weight)
             reasons += own
@@ -206,10 +228,27 @@ def _explains(record: FaultRecord, suite: str, suites: Sequence[str]) -> bool:
     return record.stage not in suites or suite not in suites or suites.index(record.stage) <= suites.index(suite)
 
 
+def _is_unnested(row: Verdict, doctor: Doctor, *, local: bool) -> bool:
+    """Whether ``row`` is of a check that takes a user namespace in another, and the doctor tried in vain on its node.
+
+    A finding that names no sandbox is of a machine where it could not be tried.
+    """
+    return row.check in NESTED and any(
+        finding.id == NESTING and finding.severity != "fine" and row.sandbox in finding.sandboxes
+        for look in doctor.looks
+        if (look.machine == row.node if look.node else local)
+        for finding in look.findings
+    )
+
+
 def _failures(
-    rows: Sequence[Verdict], suites: Sequence[str], faults: Sequence[FaultRecord], describe: Describe | None
+    rows: Sequence[Verdict],
+    suites: Sequence[str],
+    faults: Sequence[FaultRecord],
+    describe: Describe | None,
+    unnested: Callable[[Verdict], bool] = lambda row: False,
 ) -> list[Reason]:
-    """A reason for each required check that failed or was flaky."""
+    """A reason for each required check that failed or was flaky; ``unnested`` says of which the node is the cause."""
     failed = [row for row in rows if row.required and row.verdict in FAILED]
     # Where a check of who answers fails for the infrastructure, what answers need not be the image.
     unproven = {row.allocation for row in failed if row.suite == FOUNDATION and row.fault is Fault.INFRASTRUCTURE}
@@ -219,6 +258,7 @@ def _failures(
         if fault is Fault.IMAGE and (
             row.allocation in unproven
             or (unproven and not row.allocation)
+            or unnested(row)
             or any(f.fault is Fault.INFRASTRUCTURE and _explains(f, row.suite, suites) for f in faults)
         ):
             fault = Fault.INFRASTRUCTURE
