@@ -35,7 +35,8 @@ def _said(result: Result) -> str:
     "bubblewrap.available",
     "The server can make sandboxes with bubblewrap, and says so in `/health` (`bwrap_available`).",
     why="A server that can't goes on without them: slots then lie open to each other.",
-    todo="Read the server's log; in Apptainer, look for `--bind /dev/full`, user namespaces and bwrap in the image.",
+    todo="Read the server's log. Is bwrap in the image, and does `sifproof doctor` find that one user namespace can be "
+    "made inside another? In Apptainer it takes `--bind /dev/full` too, which sifproof puts into each job.",
     advisory={"docker": DEFAULT_PROFILE},
     given_by=GIVEN_BY,
 )
