@@ -8,12 +8,13 @@ registered by the test that plants them, when it is imported.
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import defects
 
-Kind = Literal["server", "job", "image", "node", "leftover"]
+Kind = Literal["server", "job", "image", "sif", "node", "leftover", "end"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Control:
     health: bool = False
     """Whether a deployment that only asks ``/health`` for 200 would notice it."""
     elsewhere: tuple[str, ...] = ()
+    module: str = ""
+    """Which registered it."""
+
+    @property
+    def served(self) -> bool:
+        """Whether a server answers with the defect in it: it is then seen what would have been noticed of it."""
+        return self.kind not in ("sif", "end")
 
 
 CONTROLS: dict[str, Control] = {}
@@ -41,7 +49,7 @@ def control(name: str, kind: Kind, *red: str, sentence: str, **more: Any) -> Con
     """Register a control and return it; the arguments are those of :class:`Control`."""
     if name in CONTROLS:
         raise ValueError(f"two controls are called {name}")
-    CONTROLS[name] = Control(name, kind, red, sentence, **more)
+    CONTROLS[name] = Control(name, kind, red, sentence, module=sys._getframe(1).f_globals["__name__"], **more)
     return CONTROLS[name]
 
 

@@ -12,9 +12,11 @@ PAGE = HERE.parents[1] / "docs" / "explanation" / "controls.md"
 PLANTED = {
     "server": "in the server: one behaviour of the reference server broken, bound over the image's",
     "job": "in the job: a flag or a setting left out or added",
-    "image": "in the image or its SIF",
+    "image": "in the image",
+    "sif": "in the image or its SIF, which are compared without a server",
     "node": "on the node: something another process does there",
     "leftover": "in what stays behind when the job ends",
+    "end": "on the node, when the server has ended",
 }
 
 
@@ -47,7 +49,7 @@ def _lines() -> Iterator[str]:
     yield (
         "The last two columns say what would have been noticed without the gate, tried wherever a server answers with "
         "the defect in it: a script that talks to the sandbox, prints what it gets and asserts nothing stops on "
-        f"{plain} of them, a deployment that only asks `/health` for 200 on {health}.\n"
+        f"{plain} of them, a deployment that only asks `/health` for 200 on {health}. (–: no server answers with it.)\n"
     )
     for kind, where in PLANTED.items():
         chosen = [control for control in controls.values() if control.kind == kind]
@@ -61,7 +63,9 @@ def _lines() -> Iterator[str]:
             if control.elsewhere:
                 red += f"; in other suites {', '.join(f'`{check}`' for check in control.elsewhere)}"
             sentence = " ".join(control.sentence.split()).replace("|", "\\|")
-            seen = ["stops" if noticed else "" for noticed in (control.plain, control.health)]
+            seen = [
+                ("stops" if noticed else "") if control.served else "–" for noticed in (control.plain, control.health)
+            ]
             yield f"| {control.name} | {sentence} | {red} | {' | '.join(seen)} |"
         yield ""
     yield "## By check\n"

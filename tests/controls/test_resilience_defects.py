@@ -100,7 +100,7 @@ def with_a_shell(line: str) -> dict:
 
 
 def test_a_server_that_is_mute_about_its_port(house):
-    with house.sandbox("mute", **with_a_shell(f"until {SERVE} 2> /dev/null; do sleep 0.2; done")) as server:
+    with house.sandbox(MUTE.name, **with_a_shell(f"until {SERVE} 2> /dev/null; do sleep 0.2; done")) as server:
         found = verdicts(server, SUITES)
     assert red(found) == set(MUTE.red)
     assert "neither listens nor ends within 5 s" in found["resilience.port-taken"].message

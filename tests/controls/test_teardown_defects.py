@@ -69,7 +69,7 @@ for _name, _leftover in LEFTOVERS.items():
 
 PORT_KEPT = control(
     "port-kept",
-    "node",
+    "end",
     "teardown.port-reusable",
     sentence="A process that Nomad does not know takes the port when the server has ended, and does not listen.",
 )
@@ -86,7 +86,7 @@ LATE = control(
 )
 SUBMITTED_AGAIN = control(
     "submitted-again",
-    "node",
+    "end",
     "teardown.purged",
     sentence="Somebody submits the job again as soon as it is purged.",
 )
@@ -158,14 +158,14 @@ def test_a_port_that_is_kept(house, tmp_path):
     assert failed == set(PORT_KEPT.red)
 
 
-def ignores_sigterm(house, kill_timeout_s: int):
+def ignores_sigterm(house, name: str, kill_timeout_s: int):
     """A sandbox that Nomad has to kill."""
 
     def change(job):
         job["Job"]["TaskGroups"][0]["Tasks"][0]["KillTimeout"] = kill_timeout_s * 1_000_000_000
 
     return house.sandbox(
-        "ignores-sigterm",
+        name,
         command=["python3", "/planted/defects", "ignores-sigterm"],
         binds=[f"{HERE}:/planted:ro"],
         change=change,
@@ -173,12 +173,12 @@ def ignores_sigterm(house, kill_timeout_s: int):
 
 
 def test_a_server_that_must_be_killed(house, tmp_path):
-    with ignores_sigterm(house, 1) as server:
+    with ignores_sigterm(house, "ignores-sigterm", 1) as server:
         assert found(server, tmp_path)[0] == {"teardown.graceful"}
 
 
 def test_a_server_that_ends_late(house, tmp_path):
-    with ignores_sigterm(house, 4) as server:
+    with ignores_sigterm(house, LATE.name, 4) as server:
         assert found(server, tmp_path, within_s=0.5)[0] == set(LATE.red)
 
 
