@@ -3,9 +3,10 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import requests
@@ -15,6 +16,7 @@ from placed import red, verdicts
 
 from sifproof import config
 from sifproof.checks import performance, registry
+from sifproof.errors import Fault
 
 ROOMY = {check.id: "30 s" if check.unit == "s" else "1 /s" for check in registry.of_suite("performance")}
 LATE_S = 1.5
@@ -138,7 +140,7 @@ def test_a_slow_node(house, few):
 
 @contextmanager
 def paused(house):
-    """Nomad's servers, with work that waits for :data:`LATE_S` seconds."""
+    """Nomad's servers, with work that waits for :data:`LATE_S` seconds from now on."""
     with house.cluster.connect(config.Nomad()) as client:
         url = f"{client.address}/v1/operator/scheduler/configuration"
         headers = {"X-Nomad-Token": client._endpoints["job"].token or ""}
@@ -158,8 +160,11 @@ def paused(house):
 
 def test_a_slow_scheduler(house, few):
     limits = limited(place=f"{LATE_S / 2} s", submit_to_healthy=f"{LATE_S / 2} s")
-    with paused(house), house.sandbox("slow-scheduler", limits=limits) as server:
-        found = verdicts(server, ["performance"])
+    with ExitStack() as pause:
+        # Not before the job is ready to be submitted.
+        changed = {"change": lambda _: pause.enter_context(paused(house))}
+        with house.sandbox("slow-scheduler", **changed, limits=limits) as server:
+            found = verdicts(server, ["performance"])
     assert red(found) == set(SCHEDULER.red), found
 
 
@@ -185,6 +190,28 @@ def test_clocks_that_contradict_themselves_are_told(quick, few):
     assert ahead["performance.start"].value < 30
 
 
+@pytest.mark.parametrize(
+    ("phase", "fault"),
+    [("place", Fault.INFRASTRUCTURE), ("start", Fault.INFRASTRUCTURE), ("ready", Fault.IMAGE)],
+)
+def test_who_has_to_act_for_a_late_answer_is_told_by_the_phase_that_took_longest(quick, few, phase, fault):
+    """Of a sandbox whose times are made so that one phase is an hour longer."""
+    allocation, hour_ns = quick.placed.allocation, 3600 * 10**9
+    changes = {"healthy_s": {allocation.id: quick.placed.endpoints.healthy_s[allocation.id] + 3600}}
+    if phase == "place":
+        changes["created_ns"] = allocation.created_ns + hour_ns
+    if phase == "start":
+        later = {"Started": hour_ns}
+        changes["events"] = tuple(
+            e.model_copy(update={"time_ns": e.time_ns + later.get(e.type, 0)}) for e in allocation.events
+        )
+    late = placed(quick, **changes)
+    late.placed.sandbox = late.placed.sandbox.model_copy(update={"limits": limited()})
+    found = verdicts(late, ["performance"])
+    assert red(found) == {f"performance.{phase}", "performance.submit-to-healthy"}
+    assert {found[check].fault for check in red(found)} == {fault}
+
+
 def test_a_server_that_took_too_long_is_not_ready_and_not_measured(quick, few):
     late = placed(quick, healthy_s={})
     found = verdicts(late, ["performance"])
@@ -203,10 +230,17 @@ def test_too_few_calls_are_not_measured(quick, monkeypatch):
 
 
 def test_a_slot_that_is_lost_is_left_out(quick, few):
+    placed = quick.placed
+    allocation = Path(placed.cluster.directory) / "data/alloc" / placed.allocation.id
+    go = allocation / "alloc/data" / quick.workspace() / "go"
     with ThreadPoolExecutor(1) as caller:
-        busy = caller.submit(quick.bash, "sleep 3", slot=0)
-        wait_until(lambda: 0 not in quick.idle())
-        found = verdicts(quick, ["performance"])
-        assert not busy.done()
+        busy = caller.submit(quick.bash, "until [ -e go ]; do sleep 0.1; done; rm go", slot=0, timeout_s=120)
+        try:
+            wait_until(lambda: 0 not in quick.idle())
+            found = verdicts(quick, ["performance"])
+            assert not busy.done()
+        finally:
+            # A file of the slot: the server would have the tool wait for the command.
+            go.touch()
     assert {v.verdict for v in found.values()} == {"pass"}
     assert f"of {quick.slots - 1} slots" in found["performance.throughput"].message

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from sifproof.checks.policy import amount
 from sifproof.checks.registry import Finding, NotMeasured, check, expect, measured
@@ -32,10 +33,16 @@ _CALLERS = 32
     "From the submission of the job to the first healthy answer it takes no longer than the limit of the config.",
     why="So long does whoever asks for a sandbox wait for it.",
     todo="See which of `performance.place`, `.start` and `.ready` takes the time.",
+    blames=Fault.INFRASTRUCTURE,
     unit="s",
 )
 def submit_to_healthy(server: Server) -> Finding:
-    return _phase(_healthy(server), "from submission to the first healthy answer, by the clock of this machine")
+    found = _phase(_healthy(server), "from submission to the first healthy answer, by the clock of this machine")
+    try:
+        placing, starting, rest = _phases(server)
+    except NotMeasured:
+        return found
+    return replace(found, fault=Fault.IMAGE) if rest >= max(placing, starting) else found
 
 
 @check(
@@ -72,12 +79,8 @@ def start(server: Server) -> Finding:
     unit="s",
 )
 def ready(server: Server) -> Finding:
-    whole, placing, starting = _healthy(server), _placed(server), _started(server)
-    rest = whole - placing - starting
-    if rest < 0:
-        raise NotMeasured(
-            f"{placing:.3f} s to place and {starting:.3f} s to start are more than the whole {whole:.3f} s"
-        )
+    placing, starting, rest = _phases(server)
+    whole = placing + starting + rest
     return _phase(rest, f"are what {placing:.3f} s to place and {starting:.3f} s to start leave of {whole:.3f} s")
 
 
@@ -107,7 +110,8 @@ def exec_p95(server: Server) -> Finding:
 
 @check(
     "performance.throughput",
-    "All slots at once carry out as many calls of `bash` with the command `true` as the limit of the config demands.",
+    f"All slots, up to {_CALLERS} at a time, carry out as many calls of `bash` with the command `true` as the limit of "
+    "the config demands.",
     why="Slots are sold by the number; a server that gets slower with each makes them a promise.",
     todo="Look for a lock over all slots, for the number of worker threads, and at `cpu` in the config.",
     unit="/s",
@@ -187,6 +191,17 @@ def _healthy(server: Server) -> float:
     if seconds is None:
         raise NotMeasured("the server gave no healthy answer in time; see health.ready")
     return seconds
+
+
+def _phases(server: Server) -> tuple[float, float, float]:
+    """Seconds to place, to start, and from there to the first healthy answer."""
+    whole, placing, starting = _healthy(server), _placed(server), _started(server)
+    rest = whole - placing - starting
+    if rest < 0:
+        raise NotMeasured(
+            f"{placing:.3f} s to place and {starting:.3f} s to start are more than the whole {whole:.3f} s"
+        )
+    return placing, starting, rest
 
 
 def _placed(server: Server) -> float:

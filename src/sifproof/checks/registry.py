@@ -20,6 +20,7 @@ class Finding:
     """What a check saw. ``value`` and ``limit`` are in ``unit``; a limit is the most that value may be.
 
     Of a check that has a unit, the runner judges the value against the limit of the config, where there is one.
+    ``fault`` is who has to act, where what was seen tells that better than the check's ``blames``.
     """
 
     passed: bool
@@ -27,6 +28,7 @@ class Finding:
     value: float | None = None
     unit: str = ""
     limit: float | None = None
+    fault: Fault | None = None
 
 
 class NotMeasured(Exception):  # noqa: N818 - an outcome, not an error

@@ -15,7 +15,7 @@ from sifproof.checks.persistence import SLOTS_LOOKED_AT, Kept, looked_at, lost, 
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
 from sifproof.checks.server import Server, nonce
 from sifproof.checks.suite import server_of
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import second, signals, traces, twin
 from sifproof.nomad.allocations import Allocation, get_job_allocations, parse_allocation
 from sifproof.nomad.client import NotFoundError
@@ -378,6 +378,7 @@ def _filled(there: Server) -> Finding:
     why="Agents are restarted for updates under running sandboxes; one that forgets its tasks leaves them for ever.",
     todo="See what ties the server to the agent's life (control groups, a parent that it watches), and read the "
     "allocation's events.",
+    blames=Fault.INFRASTRUCTURE,
     waits_s=second.FIRST_HEARTBEAT_S,
     once=True,
 )

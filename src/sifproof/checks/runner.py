@@ -141,7 +141,7 @@ def _run(check: Check, subject: object, context: Context) -> Verdict:
     try:
         finding = _limited(check, check.function(subject), context.limits.get(check.id))
         word = "pass" if finding.passed else "fail"
-        message = finding.saw
+        message, fault = finding.saw, finding.fault
     except NotMeasured as reason:
         word, message, required = "not-measured", str(reason), not isinstance(reason, NotApplicable)
     except SifproofError as error:

@@ -48,6 +48,8 @@ def port_closed(ended: Ended) -> Finding:
     "When Nomad says that the allocation has ended, another server can listen on its port.",
     why="Nomad gives a static port to the next job at once, which ends when it can't have it.",
     todo="See what holds that port of that node (`ss -tnap`), and if nothing does, what has a mute socket there.",
+    # A server of the image that stays turns other checks red too.
+    blames=Fault.INFRASTRUCTURE,
 )
 def port_reusable(ended: Ended) -> Finding:
     if ended.allocation.port_untried:
