@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sifproof import config, tools
-from sifproof.doctor.facts import OK, Facts, Listener, Place, Program
+from sifproof.doctor.facts import OK, Facts, Listener, Place, Program, in_time
 from sifproof.nomad.preflight import NOMAD_DRIVER, Driver
 from sifproof.report.escaping import one_line
 
@@ -114,6 +114,9 @@ class Case:
         return next((p for p in self.facts.programs if p.name == sandbox.apptainer), None)
 
 
+_BUSY = "cat /proc/loadavg /proc/pressure/*  # what keeps the machine busy; look again when it is less so"
+
+
 def judge(case: Case) -> list[Finding]:
     """Every finding on a machine, the worst first."""
     judgements = (told, drivers, user_namespaces, programs, capabilities, fuse, timeout, cgroups)
@@ -128,10 +131,10 @@ def by_weight(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def needs_userns(facts: Facts, program: str) -> bool:
-    """Whether ``program`` needs ``--userns`` there: where it could be tried, because only that works."""
+    """Whether ``program`` needs ``--userns`` there: where a plain start could be tried, because only that works."""
     known = next((p for p in facts.programs if p.name == program), None)
-    if known and known.plain is not None and known.userns is not None:
-        return known.plain != OK and known.userns == OK
+    if known and in_time(known.plain) is not None:
+        return known.plain != OK and in_time(known.userns) in (None, OK)
     return facts.capabilities_missing != 0
 
 
@@ -182,37 +185,41 @@ def user_namespaces(case: Case) -> Iterator[Finding]:
     if not wanted or (not case.runs and facts.uid == 0):
         return
     contained = any(OK in (p.plain, p.userns) for p in facts.programs)
-    tried = [p for p in facts.programs if p.nested is not None]
+    one, two = in_time(facts.userns_one), in_time(facts.userns_two)
+    tried = [p for p in facts.programs if in_time(p.nested) is not None]
     failed = [p for p in tried if p.nested != OK]
-    two = not failed if tried else facts.userns_two == OK
-    if two or (not case.runs and facts.userns_one == OK):
-        text = "User namespaces can be made" + (", one in another" if two else "")
+    if tried:
+        two = failed[0].nested if failed else OK
+    if two == OK or (not case.runs and one == OK):
+        text = "User namespaces can be made" + (", one in another" if two == OK else "")
         yield Finding(id="user-namespaces", severity="fine", what=text)
         return
-    if facts.userns_one is None and not contained:
+    inside = one == OK or contained
+    words = two if inside else one
+    if words is None:
+        late = next((seen for seen in (facts.userns_one, facts.userns_two) if seen not in (None, OK)), None)
         yield Finding(
             id="user-namespaces",
             severity="degrades",
-            what="Whether user namespaces can be made was not seen: there is no unshare(1) on PATH",
+            what="Whether user namespaces can be made was not seen: "
+            + (f"unshare(1): {late}" if late else "there is no unshare(1) on PATH"),
             why="An ordinary user's Apptainer, and bubblewrap in each sandbox, need them.",
-            mend="apt-get install util-linux",
+            mend=_BUSY if late else "apt-get install util-linux",
             checks=["bubblewrap.*", "isolation.slot.*"],
         )
         return
-    one = facts.userns_one == OK or contained
-    cause, mend = _namespace_cause(facts, inside=one)
-    words = (failed[0].nested if failed else facts.userns_two) if one else facts.userns_one
+    cause, mend = _namespace_cause(facts, inside=inside)
     names = [name for name, sandbox in wanted.items() if not failed or sandbox.apptainer in [p.name for p in failed]]
     yield Finding(
         id="user-namespaces",
-        severity="degrades" if one else "blocks",
-        what=f"No user namespace can be made{' inside another' if one else ''} ({cause or words})",
+        severity="degrades" if inside else "blocks",
+        what=f"No user namespace can be made{' inside another' if inside else ''} ({cause or words})",
         why="bubblewrap, which keeps the slots of a sandbox apart, needs one inside Apptainer's."
-        if one
+        if inside
         else "Apptainer starts containers in one, and bubblewrap needs a second inside.",
         mend=mend,
         sandboxes=names,
-        checks=["bubblewrap.*", "isolation.slot.*", "health.status"] if one else ["health.*"],
+        checks=["bubblewrap.*", "isolation.slot.*", "health.status"] if inside else ["health.*"],
         words=_NO_NAMESPACE,
     )
 
@@ -288,19 +295,27 @@ def _program(found: Program, names: list[str], case: Case) -> Finding:
     if found.plain is None or found.userns is None:
         return Finding(id="apptainer", severity="fine", what=f"{told}; no container was tried")
     if OK not in (found.plain, found.userns):
+        late = None in (in_time(found.plain), in_time(found.userns))
+        if late:
+            mend = _BUSY
+        elif case.facts.userns_one not in (None, OK):
+            _, mend = _namespace_cause(case.facts, inside=False)
+        else:
+            mend = f"{quote(found.path)} --debug exec --containall {'' if case.facts.uid else '--userns '}FILE.sif true"
+            mend += "  # user namespaces can be made; its last lines tell what else it is refused"
         return Finding(
             id="apptainer",
-            severity="blocks" if case.runs else "degrades",
-            what=f"{told}, can't start a container: {found.userns}",
+            severity="blocks" if case.runs and not late else "degrades",
+            what=f"{told}, was not seen to start a container: {found.plain}; with --userns: {found.userns}"
+            if late
+            else f"{told}, can't start a container: {found.userns}",
             why="Every sandbox is one.",
-            mend="what is told under user-namespaces"
-            if case.facts.userns_one not in (None, OK)
-            else "ask who runs the machine: user namespaces can be made, and Apptainer is refused something else",
+            mend=mend,
             sandboxes=names,
             checks=["health.*"],
             words=rf"{_NO_NAMESPACE}|FATAL:",
         )
-    refused = [name for name in names if case.sandboxes[name].userns is True and found.userns != OK]
+    refused = [n for n in names if case.sandboxes[n].userns is True and in_time(found.userns) not in (None, OK)]
     if refused and case.runs:
         return Finding(
             id="apptainer",
@@ -393,7 +408,7 @@ def _mounted_by_kernel(case: Case, sandbox: config.Sandbox) -> bool:
 
 def timeout(case: Case) -> Iterator[Finding]:
     """timeout(1), which ends a forgotten sandbox."""
-    if case.runs and case.of("singularity") and case.facts.timeout not in (None, OK):
+    if case.runs and case.of("singularity") and in_time(case.facts.timeout) not in (None, OK):
         yield Finding(
             id="timeout",
             severity="blocks",
@@ -518,9 +533,9 @@ def _writable_again(alloc: Place) -> str:
 
 
 def _noexec(name: str, place: Place, what: str, checks: list[str]) -> Iterator[Finding]:
-    if place.exec is None:
-        return
     mounted = "noexec" in place.options.split(",")
+    if in_time(place.exec) is None and not mounted:
+        return
     if place.exec == OK and not mounted:
         yield Finding(id=f"noexec.{name}", severity="fine", what=f"Programs in {place.path} can be started")
         return

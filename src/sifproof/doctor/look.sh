@@ -12,27 +12,26 @@ say() { printf '%s=%s\n' "$1" "$2"; }
 told() { printf '%s=no: %s\n' "$1" "$(printf '%s' "$2" | tail -n 3 | tr '\n\r' '  ' | cut -c 1-400)"; }
 # The shell's own read takes a byte at a time, and the kernel gives no second byte of such a file.
 first() { if [ -r "$2" ]; then say "$1" "$(cat "$2")"; fi; }
-# within SECONDS COMMAND…: whatever hangs is ended, and that is said; a dead file system lets go only of what is killed
+# within COMMAND…: whatever hangs is ended, and that is said; a dead file system lets go only of what is killed
+limit=10
 within() {
-  seconds=$1
-  shift
-  timeout -k 1 "$seconds" "$@" </dev/null && return
+  timeout -k 1 "$limit" "$@" </dev/null && return
   code=$?
-  case $code in 124 | 137) echo "it did not end within $seconds s" >&2 ;; esac
+  case $code in 124 | 137) echo "it did not end within $limit s" >&2 ;; esac
   return $code
 }
 # try KEY COMMAND…: "ok", or "no: " and the last words of the command
 try() {
   key=$1
   shift
-  if words=$(within 5 "$@" 2>&1); then say "$key" ok; else told "$key" "${words:-ended with exit code $?}"; fi
+  if words=$(within "$@" 2>&1); then say "$key" ok; else told "$key" "${words:-ended with exit code $?}"; fi
 }
 # the nearest folder above $1 that exists; fails where looking for it hangs
 nearest() {
   near=$1
   while [ -n "$near" ]; do
     code=0
-    timeout -k 1 3 test -d "$near" || code=$?
+    within test -d "$near" 2>/dev/null || code=$?
     case $code in
     0) break ;;
     124 | 137) return 1 ;;
@@ -42,9 +41,13 @@ nearest() {
   printf '%s' "${near:-/}"
 }
 
+file= scratch=
+trap '[ -z "$file$scratch" ] || rm -rf "$file" "$scratch"' EXIT
+trap 'exit 1' HUP INT TERM
+
 now=$(date +%s.%N)
 say time "${now%.*N*}"
-say user "$(within 3 id -un 2>/dev/null || id -u)"
+say user "$(within id -un 2>/dev/null || id -u)"
 say uid "$(id -u)"
 say kernel "$(uname -r)"
 say machine "$(uname -m)"
@@ -59,7 +62,7 @@ first userns.max /proc/sys/user/max_user_namespaces
 first userns.clone /proc/sys/kernel/unprivileged_userns_clone
 first userns.apparmor /proc/sys/kernel/apparmor_restrict_unprivileged_userns
 if words=$({ : <>/dev/fuse; } 2>&1); then say fuse ok; else told fuse "$words"; fi
-try timeout timeout --foreground 1 true
+try timeout timeout --foreground 5 true
 
 # A namespace in a namespace, each with mounts and processes of its own, as Apptainer and bubblewrap make them. Where
 # /proc is covered in part, as in containers, the kernel lets nobody mount it anew: that is not asked for here.
@@ -90,11 +93,11 @@ for place in alloc tmp shm; do
   [ -n "$folder" ] || continue
   say "$place.path" "$folder"
   folder=$(nearest "$folder") || {
-    told "$place.write" "looking for it did not end within 3 s"
+    told "$place.write" "looking for it did not end within $limit s"
     continue
   }
   [ "$place" != shm ] || [ "$folder" = /dev/shm ] || continue
-  words=$(within 5 df -Pk "$folder" 2>&1) || told "$place.df" "$words"
+  words=$(within df -Pk "$folder" 2>&1) || told "$place.df" "$words"
   printf '%s\n' "$words" | while read -r _ _ _ free _ point; do
     case $free in *[!0-9]* | '') continue ;; esac
     say "$place.free-kb" "$free"
@@ -102,24 +105,22 @@ for place in alloc tmp shm; do
       [ "$on" != "$point" ] || printf '%s.type=%s\n%s.options=%s\n' "$place" "$type" "$place" "$options"
     done </proc/mounts
   done
-  if file=$(within 5 mktemp "$folder/.sifproof-XXXXXXXX" 2>&1); then
+  if words=$(within mktemp "$folder/.sifproof-XXXXXXXX" 2>&1); then
+    file=$words
     say "$place.write" ok
     printf '#!/bin/sh\n' >"$file"
     chmod 700 "$file"
     try "$place.exec" "$file"
     rm -f "$file"
   else
-    told "$place.write" "$file"
+    told "$place.write" "$words"
   fi
 done
 
 # A container of this machine's own programs, started as the sandboxes are: no image has to be there for it.
-scratch=
-folder=$(nearest "${alloc:-/tmp}") && scratch=$(within 5 mktemp -d "$folder/.sifproof-XXXXXXXX" 2>/dev/null)
-trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
-trap 'exit 1' HUP INT TERM
+folder=$(nearest "${alloc:-/tmp}") && scratch=$(within mktemp -d "$folder/.sifproof-XXXXXXXX" 2>/dev/null)
 contain() {
-  within 10 env -i PATH="$PATH" HOME="$scratch/home" TMPDIR="$scratch/home" \
+  within env -i PATH="$PATH" HOME="$scratch/home" TMPDIR="$scratch/home" \
     "$program" -q exec --containall --no-eval "$@" --bind /dev/full $binds "$scratch/root" /bin/sh -c "$inside"
 }
 if [ -n "$scratch" ]; then
@@ -143,7 +144,7 @@ printf '%s\n' "$programs" | while IFS= read -r program; do
   path=$(command -v "$program" 2>/dev/null) && say "program.$number.path" "$path"
   answers=
   if [ -n "$path" ]; then
-    if words=$(within 5 "$program" --version 2>&1); then
+    if words=$(within "$program" --version 2>&1); then
       answers=yes
       say "program.$number.version" "$(printf '%s' "$words" | tr '\n' ' ' | cut -c 1-100)"
     else
@@ -151,7 +152,7 @@ printf '%s\n' "$programs" | while IFS= read -r program; do
     fi
   fi
   if [ -n "$answers" ]; then
-    built=$(within 5 "$program" buildcfg 2>/dev/null)
+    built=$(within "$program" buildcfg 2>/dev/null)
     libexec=$(printf '%s\n' "$built" | sed -n 's/^LIBEXECDIR=//p')
     conf=$(printf '%s\n' "$built" | sed -n 's/^APPTAINER_CONF_FILE=//p')
     [ ! -r "$conf" ] || say "program.$number.squashfs" \
@@ -194,7 +195,7 @@ for port in $ports; do
     holder=$(find /proc/[0-9]*/fd -lname "socket:\[$inode\]" 2>/dev/null | head -n 1)
     holder=${holder#/proc/}
     holder=${holder%%/*}
-    line=$([ -z "$holder" ] || within 3 cat "/proc/$holder/cmdline" | tr '\0\n' '  ' | cut -c 1-200)
+    line=$([ -z "$holder" ] || within cat "/proc/$holder/cmdline" | tr '\0\n' '  ' | cut -c 1-200)
     say "port.$number.held" "${here%:*} $uid ${holder:-?} $line"
   done
   number=$((number + 1))
@@ -208,7 +209,7 @@ printf '%s\n' "$images" | while IFS= read -r image; do
   number=$((number + 1))
 done
 if [ -n "$shared" ]; then
-  if ! words=$(within 5 head -n 1 "$shared" 2>&1); then
+  if ! words=$(within head -n 1 "$shared" 2>&1); then
     told shared "$words"
   elif [ "$words" = "$word" ]; then say shared ok; else told shared "it holds something else"; fi
 fi
