@@ -26,7 +26,7 @@ SINGULARITY = ("--config", "driver=singularity")
 FEW = "suites=health,bash,files"
 """After ``--config``: for runs in which it does not matter what is checked."""
 
-GONE_S = 30.0
+GONE_S = 120.0
 """Seconds within which nothing of a run may be left, once it has ended or was killed."""
 
 
@@ -102,7 +102,7 @@ class Started:
     def reached(self, log: str) -> None:
         """Return when the stage that writes ``log`` is at work."""
         path = self.run.folder / "logs" / log
-        wait_until(lambda: path.exists() or self.keeper.poll() is not None, 90)
+        wait_until(lambda: path.exists() or self.keeper.poll() is not None, 600)
         assert path.exists(), f"{log} was never written\n{self.output()}"
 
     def output(self) -> str:
@@ -149,7 +149,8 @@ class Checkout:
             if (ROOT / name).is_file():
                 target = root / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, target)
+                with contextlib.suppress(FileNotFoundError):  # what somebody is writing there has its name for a moment
+                    shutil.copy2(ROOT / name, target)
         if images:
             (self.results / "images").symlink_to(images)
 
@@ -238,7 +239,7 @@ def environ(pid: int) -> bytes:
     return b""
 
 
-def wait_until(condition, deadline_s: float = 30.0):
+def wait_until(condition, deadline_s: float = 120.0):
     """What ``condition`` returns once it is true; fails after ``deadline_s`` seconds."""
     end = time.monotonic() + deadline_s
     while not (value := condition()):

@@ -21,14 +21,14 @@ def remains(address: str) -> list[str]:
     processes = []
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if str(folder) in command.read_text():
+            if os.fsencode(folder) in command.read_bytes():
                 processes.append(command.parent.name)
         except OSError:
             continue
     return [str(p) for p in (folder, bridge) if p.exists()] + processes
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 30) -> bool:
+def wait_until(condition: Callable[[], bool], limit_s: float = 120) -> bool:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if condition():

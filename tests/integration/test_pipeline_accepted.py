@@ -18,7 +18,7 @@ DRIVERS = ["singularity", "docker"]
 
 @pytest.fixture(scope="module")
 def accepted(checkout):
-    assert engine_version(timeout_s=10), "no Docker engine answers; `make test` starts one"
+    assert engine_version(timeout_s=60), "no Docker engine answers; `make test` starts one"
     outcome = checkout.gate()
     assert outcome.exit_code == 0, outcome
     return outcome

@@ -9,12 +9,6 @@ from checkout import DEAD_ENGINE
 from sifproof.report.write import REPORTS
 
 
-def no_such_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
-
-
 @pytest.fixture(scope="module")
 def checkout(checkout):
     """With reports of an earlier run, and a file that is no SIF."""
@@ -180,8 +174,10 @@ def test_a_default_config_that_is_wrong(checkout):
 
 
 def test_a_cluster_that_does_not_answer(checkout):
-    address = no_such_port()
-    outcome = refused(checkout, NOMAD_ADDR=address)
+    with socket.socket() as nobody:  # has the port, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        outcome = refused(checkout, NOMAD_ADDR=address)
     assert outcome.exit_code == 3, outcome
     assert address in outcome.output
     assert "Connection refused" in outcome.output

@@ -90,7 +90,7 @@ def test_leaves_nothing(checkout, image, way, stage):
     try:
         started.reached(STAGES[stage])
         if stage == "resilience":
-            wait_until(lambda: second_client_has_a_task(checkout), 60)
+            wait_until(lambda: second_client_has_a_task(checkout))
         pids = descendants(started.keeper.pid)
         way(started)
         outcome = started.wait(GONE_S)

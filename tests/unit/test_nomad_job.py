@@ -194,8 +194,8 @@ def bare(request, tmp_path):
 
 
 def test_without_timeout_a_server_ends_by_its_lifetime(bare):
-    with bare("echo up; exec /bin/sleep 60", "sleep", lifetime_s=0.3, kill_timeout_s=30) as process:
-        assert process.wait(10) == 124
+    with bare("echo up; exec /bin/sleep 600", "sleep", lifetime_s=0.3, kill_timeout_s=30) as process:
+        assert process.wait(60) == 124
         # The last words of a server that ended are told to a person.
         assert process.stderr.read() == ""
 
@@ -204,27 +204,27 @@ def test_without_timeout_a_server_that_stays_is_killed(bare):
     with bare(
         "trap '' TERM; while :; do /bin/sleep 0.05; done", "sleep", lifetime_s=0.2, kill_timeout_s=0.2
     ) as process:
-        assert process.wait(10) == 124
+        assert process.wait(60) == 124
 
 
 def test_without_timeout_the_end_and_its_code_are_handed_on(bare):
-    with bare("exit 7", "sleep", lifetime_s=0.5) as process:
-        assert process.wait(10) == 7
+    with bare("exit 7", "sleep", lifetime_s=60) as process:
+        assert process.wait(60) == 7
 
 
 def test_without_timeout_sigterm_reaches_the_server(bare):
     server = "trap 'echo told; exit 0' TERM; echo up; while :; do /bin/sleep 0.05; done"
-    with bare(server, "sleep", lifetime_s=2) as process:
+    with bare(server, "sleep", lifetime_s=60) as process:
         assert process.stdout.readline() == "up\n"
         process.terminate()
         assert process.stdout.readline() == "told\n"
-        process.wait(10)
+        process.wait(60)
 
 
 def test_without_timeout_and_sleep_the_server_runs_all_the_same(bare):
     with bare("echo up") as process:
         assert process.stdout.readline() == "up\n"
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("driver", ["singularity", "docker"])

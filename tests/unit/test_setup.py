@@ -6,12 +6,12 @@ import os
 import re
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
 import psutil
 import pytest
+from checkout import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT / "tools"))
@@ -128,15 +128,11 @@ def test_command_of_a_step_ends_with_a_set_up_that_is_killed(tmp_path: Path) -> 
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
     pid_file = tmp_path / "pid"
-    end = time.monotonic() + 20
-    while not pid_file.exists() and time.monotonic() < end:
-        time.sleep(0.02)
+    wait_until(pid_file.exists)
     child = psutil.Process(int(pid_file.read_text()))
     process.kill()
     process.wait()
-    while _runs(child) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not _runs(child)
+    wait_until(lambda: not _runs(child))
 
 
 def _runs(process: psutil.Process) -> bool:
