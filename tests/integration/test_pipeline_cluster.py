@@ -206,6 +206,7 @@ def test_static_ports_as_given_taken_and_too_few(checkout, cluster, secrets):
     other = shell_job(new_id(), LISTEN, port=taken)
     cluster.ask("post", "jobs", json=other)
     try:
+        wait_until(lambda: cluster.ask("get", f"job/{other['Job']['ID']}/allocations"))
         outcome = run_with(
             checkout, secrets, given={"port": given}, taken={"port": taken}, twice={"port": twice, "count": 2}
         )
