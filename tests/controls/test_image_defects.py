@@ -1,12 +1,15 @@
 """Images that were changed on their way to the node: each change turns its own check red, and no other."""
 
+import contextlib
 import json
 import shutil
 import subprocess
 import tarfile
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import image_samples as samples
 import pytest
@@ -20,7 +23,6 @@ from sifproof.image import convert, process
 from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
 from sifproof.image.source import host_architecture, parse
-from sifproof.records import Verdict
 from sifproof.sandbox.client import SandboxClient
 
 NUMBERS = {"amd64": 62, "arm64": 183}
@@ -290,23 +292,43 @@ def test_what_only_the_kernel_has_open(house):
     with house.sandbox("mounted", image=file) as server:
         unseen = elsewhere(server, id=str(uuid.uuid4()))
 
-        def seen() -> Verdict:
-            return verdicts(unseen, ["image"])["image.on-node"]
+        def says(word: str, words: str, server: Server = unseen) -> bool:
+            seen = verdicts(server, ["image"])["image.on-node"]
+            return (seen.verdict, words in seen.message) == (word, True)
 
-        assert (seen().verdict, "could not be seen" in seen().message) == ("pass", True)
-        loop = subprocess.run(["losetup", "--find", "--show", sif], check=True, capture_output=True, text=True).stdout
-        try:
-            assert (seen().verdict, "kernel has mounted" in seen().message) == ("pass", True)
+        sandbox = unseen.placed.sandbox.model_copy(update={"verify_image": False})
+        unverified = replace(unseen, placement=replace(unseen.placed, sandbox=sandbox))
+        assert says("pass", "could not be seen; its task compared it")
+        assert says("not-measured", "could not be seen", unverified)
+        with mounted(sif):
+            assert says("pass", "kernel has mounted")
             shutil.copy(sif, sif.with_suffix(".new"))
             sif.with_suffix(".new").replace(sif)
-            assert (seen().verdict, "which was replaced" in seen().message) == ("fail", True)
-        finally:
-            subprocess.run(["losetup", "--detach", loop.strip()], check=True)
+            assert says("fail", "which was replaced")
+            with mounted(sif):
+                assert says("not-measured", "whose is which", unverified)
+
+
+@contextlib.contextmanager
+def mounted(sif: Path) -> Iterator[None]:
+    """A loop device of it, as the kernel has of one that it mounts."""
+    loop = subprocess.run(["losetup", "--find", "--show", sif], check=True, capture_output=True, text=True).stdout
+    try:
+        yield
+    finally:
+        subprocess.run(["losetup", "--detach", loop.strip()], check=True)
 
 
 def test_a_node_that_can_not_be_asked_is_no_failure_of_the_image(house):
     with house.sandbox("unasked") as server:
-        found = verdicts(elsewhere(server, node_id=str(uuid.uuid4()), node_name="gone"), ["image"])
+        gone = elsewhere(server, node_id=str(uuid.uuid4()), node_name="gone")
+        found = verdicts(gone, ["image", "reset"])
+        gone.placed.__dict__["node"] = SimpleNamespace(run=lambda script: "")
+        shown_nothing = verdicts(gone, ["reset"])["reset.processes"]
+    lingers = found["reset.processes"]
+    assert (lingers.verdict, shown_nothing.verdict) == ("not-measured", "not-measured")
+    assert "No script could be run on node gone" in lingers.message
+    assert "does not show the sandbox's processes" in shown_nothing.message
     unseen = {check: found[check] for check in ("image.on-node", "image.environment")}
     assert {v.verdict for v in unseen.values()} == {"not-measured"}
     assert all(v.required and "the node can't be asked" in v.message for v in unseen.values())
