@@ -223,7 +223,9 @@ class Nomad(Section):
     placed_within_s: Seconds = Field(default=60, description="seconds that Nomad has to place and start a job")
     ready_within_s: Seconds = Field(default=60, description="seconds that a started server has to answer `/health`")
     stopped_within_s: Seconds = Field(
-        default=10, description="seconds that a stopped job has to close its port and to leave no process and no mount"
+        default=10,
+        description="seconds that a stopped job has to close its port and to leave no process and no mount; its server "
+        "is killed after half of them, but not within 5",
     )
 
     def effective_address(self) -> str:

@@ -83,6 +83,8 @@ def render_job(
             sha256=sha256 if sandbox.verify_image else "",
             constraints=constraints,
             lifetime_s=settings.nomad.lifetime_s,
+            # What is killed has to be gone within the limit too.
+            kill_timeout_s=max(job.KILL_TIMEOUT_S, settings.nomad.stopped_within_s / 2),
             namespace=None if cluster.local else settings.nomad.namespace or os.environ.get("NOMAD_NAMESPACE"),
             region=None if cluster.local else settings.nomad.region or os.environ.get("NOMAD_REGION"),
             run=run.id,

@@ -64,20 +64,29 @@ MUTE = control(
 PORT_ONLY = {"off": ["persistence.*", "resilience.[!p]*"]}
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(resilience, "_WORKS_S", 2.0)
-    monkeypatch.setattr(resilience, "_TAKEN_S", 5.0)
-
-
 def looked_at(expected) -> dict:
     return {"off": [check for check in APART if check not in expected]}
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_a_defect_of_the_server(house, name):
+def impatient(server, ready_within_s):
+    """For a server of which it is known that it does not come to what it is waited for."""
+    nomad = server.placed.settings.nomad.model_copy(update={"ready_within_s": ready_within_s})
+    server.placed.settings = server.placed.settings.model_copy(update={"nomad": nomad})
+
+
+@pytest.mark.parametrize(
+    ("name", "driver"),
+    [
+        *((name, "singularity") for name in SERVERS),
+        *((name, "docker") for name in ("refuses-a-used-directory", "lost-on-a-full-disk")),
+    ],
+)
+def test_a_defect_of_the_server(house, monkeypatch, name, driver):
+    if name == "health-of-another-process":
+        monkeypatch.setattr(resilience, "_WORKS_S", 2.0)
     with house.sandbox(
         name,
+        driver=driver,
         command=["python3", "/planted/defects", name],
         binds=[f"{HERE}:/planted:ro"],
         policy=looked_at(SERVERS[name]),
@@ -89,9 +98,8 @@ def test_a_defect_of_the_server(house, name):
 def test_a_defect_of_the_job(house, name):
     line, expected, _ = LINES[name]
     with house.sandbox(name, line=line, policy=looked_at(expected)) as server:
-        patience = {"ready_within_s": 5.0 if name == "a-shell-outlives-the-server" else 60.0}
-        settings = server.placed.settings
-        server.placed.settings = settings.model_copy(update={"nomad": settings.nomad.model_copy(update=patience)})
+        if name == "a-shell-outlives-the-server":
+            impatient(server, 5.0)
         assert red(verdicts(server, SUITES)) == set(expected)
 
 
@@ -99,8 +107,10 @@ def with_a_shell(line: str) -> dict:
     return {"command": ["sh", "-c", line, "sh"], "policy": PORT_ONLY}
 
 
-def test_a_server_that_is_mute_about_its_port(house):
+def test_a_server_that_is_mute_about_its_port(house, monkeypatch):
+    monkeypatch.setattr(resilience, "_TAKEN_S", 5.0)
     with house.sandbox(MUTE.name, **with_a_shell(f"until {SERVE} 2> /dev/null; do sleep 0.2; done")) as server:
+        impatient(server, 5.0)
         found = verdicts(server, SUITES)
     assert red(found) == set(MUTE.red)
     assert "neither listens nor ends within 5 s" in found["resilience.port-taken"].message
@@ -118,6 +128,20 @@ def test_a_server_may_say_in_its_own_way_that_its_port_is_taken(house, line):
     assert found.verdict == "pass" and "in use" in found.message.lower()
 
 
+@pytest.mark.parametrize("driver", ["singularity", "docker"])
+def test_a_server_may_have_a_supervisor_of_its_own(house, driver):
+    """Which starts it again before Nomad could: its task goes on."""
+    line = f"while :; do {SERVE}; done"
+    policy = {"off": ["persistence.*", "resilience.[!k]*"]}
+    with house.sandbox("supervised", driver=driver, command=["sh", "-c", line, "sh"], policy=policy) as server:
+        found = verdicts(server, SUITES)
+    assert {check: v.verdict for check, v in found.items()} == {
+        "resilience.killed": "pass",
+        "resilience.killed-data": "pass",
+    }, found
+    assert "its own supervisor started it again" in found["resilience.killed"].message
+
+
 def test_what_nomads_own_check_says_is_what_counts_as_seen(house, monkeypatch):
     """A check that asks something else than a stopped server never fails."""
 
@@ -128,7 +152,6 @@ def test_what_nomads_own_check_says_is_what_counts_as_seen(house, monkeypatch):
 
     let_nomad_check = twin.let_nomad_check
     monkeypatch.setattr(twin, "let_nomad_check", another)
-    monkeypatch.setattr(resilience, "_CHECKED_S", 4.0)
     listening = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
     elsewhere = listening.server_port
     threading.Thread(target=listening.serve_forever, daemon=True).start()

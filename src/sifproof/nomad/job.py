@@ -23,6 +23,7 @@ TASK = "server"
 PORT_LABEL = "http"
 COMMAND = ("python3", "/app/sandbox_server.py")
 DOCKER_PORT = 8080
+KILL_TIMEOUT_S = 5.0
 META_VERSION = "sifproof_version"
 CHANGED = " is not the image that was converted, whose sha256 is "
 """What a task says, between the file and its checksum, before it ends."""
@@ -192,7 +193,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
     apptainer_flags: Sequence[str] = (),
     sha256: str = "",
     lifetime_s: float = 1800,
-    kill_timeout_s: float = 5,
+    kill_timeout_s: float = KILL_TIMEOUT_S,
     namespace: str | None = None,
     region: str | None = None,
     priority: int = 50,

@@ -32,7 +32,7 @@ def wait_started_again(client: Client, allocation_id: str, after_ns: int, deadli
         if time.monotonic() >= end:
             last = allocation.events[-1] if allocation.events else None
             raise SifproofError(
-                f"Nomad did not start the task of allocation {allocation.id[:8]} again within {deadline_s:g} s",
+                f"Nomad did not start the task of allocation {allocation.id[:8]} again",
                 why=f"it is {allocation.client_status}" + (f"; last event {last.type}: {last.message}" if last else ""),
                 todo="look at the task's processes on the node: what Nomad started has not ended",
             )

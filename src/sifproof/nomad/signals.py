@@ -48,6 +48,11 @@ def kill_server(node: Node, allocation: str, port: int) -> list[int]:
     return [int(word) for word in node.run(script).split()]
 
 
+def find_server(node: Node, allocation: str, port: int) -> list[int]:
+    """The processes that :func:`kill_server` would kill; the same errors."""
+    return [int(word) for word in node.run(_find(allocation, port) + "echo $listening").split()]
+
+
 class Found(NamedTuple):
     """Process ids of an allocation's server."""
 

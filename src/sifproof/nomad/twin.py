@@ -33,8 +33,8 @@ _RESTARTS = {
     "Mode": "fail",
 }
 _DISK_MIB = 32
-_ENDS_S = 15.0
-"""How long a twin is waited for that was told to end: its kill_timeout, and what Nomad and a busy node take."""
+_ENDS_S = 10.0
+"""How long a twin that was told to end is waited for beside its kill timeout: what Nomad and a busy node take."""
 
 _DATA_BIND = '--bind "$NOMAD_ALLOC_DIR/data:/data"'
 _LIFETIME = "timeout --foreground"
@@ -148,13 +148,13 @@ def submitted(client: Client, job: Mapping[str, Any]) -> Iterator[None]:
         with contextlib.suppress(SifproofError):
             client.deregister(job_id, purge=False)
             # Until then Nomad counts what it reserved for it, and a node may have no room for the next.
-            _wait_ended(client, job_id)
+            _wait_ended(client, job_id, _task(job)["KillTimeout"] / 1e9 + _ENDS_S)
         with contextlib.suppress(SifproofError):
             client.deregister(job_id, purge=True)
 
 
-def _wait_ended(client: Client, job_id: str) -> None:
-    end, index = time.monotonic() + _ENDS_S, 0
+def _wait_ended(client: Client, job_id: str, within_s: float) -> None:
+    end, index = time.monotonic() + within_s, 0
     while (left := end - time.monotonic()) > 0:
         stubs, index = client.wait_for_change("job", job_id, "allocations", index=index, wait_s=min(BLOCK_S, left))
         if all(stub["ClientStatus"] in TERMINAL for stub in stubs):
