@@ -171,7 +171,12 @@ def planting(folder: Path, **more):
         **more.pop("env", {}),
     }
     process = subprocess.Popen(
-        ["sh", "-c", script], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True, **more
+        [*more.pop("below", ()), "sh", "-c", script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **more,
     )
 
     def end():
@@ -215,6 +220,23 @@ def test_markers_are_planted_and_cleared_away(tmp_path):
         process.terminate()
         assert process.wait(60) == 0
         assert [path for path in places if path.exists()] == []
+
+
+def test_the_clients_state_is_found_wherever_its_allocations_are(tmp_path):
+    """By the file that the agent, above the script, has open."""
+    agent, state = tmp_path / "nomad", tmp_path / "elsewhere" / "client"
+    agent.symlink_to(shutil.which("bash"))
+    state.mkdir(parents=True)
+    holds = [agent, "-c", 'exec 9> "$0/state.db"; "$@" & trap "kill $!; wait $!" TERM; wait $!', state]
+    with planting(tmp_path, below=holds) as (process, mark):
+        lines = said_before(process, "planted")
+        marker = state / f".sifproof-{mark}-nomad-data"
+        there = {path for path in markers(lines, mark) if path.name == marker.name}
+        assert there == {marker, tmp_path / marker.name}
+        assert marker.exists()
+        process.terminate()
+        process.wait(4)
+        assert not marker.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="needs a mount")
