@@ -102,6 +102,8 @@ class Case:
     """Nomad's drivers that another node has."""
     address: str = ""
     """At which its ports are reached."""
+    shared: str = ""
+    """The file in the folder of SIFs that it should see."""
     between: tuple[float, float] | None = None
     """The moments, in seconds since 1970, between which the machine told its time."""
 
@@ -114,6 +116,10 @@ class Case:
         return next((p for p in self.facts.programs if p.name == sandbox.apptainer), None)
 
 
+_HANGS = (
+    'for m in $(findmnt -rno TARGET); do timeout -k 1 3 df "$m" >/dev/null || echo "$m"; done'
+    "  # then umount -l what it names, or have it served again"
+)
 _BUSY = "cat /proc/loadavg /proc/pressure/*  # what keeps the machine busy; look again when it is less so"
 
 
@@ -146,8 +152,7 @@ def told(case: Case) -> Iterator[Finding]:
             severity="degrades",
             what="The script that looks at the machine did not come to its end",
             why="What it did not tell was not judged; a file system that hangs is a common reason.",
-            mend='for m in $(findmnt -rno TARGET); do timeout -k 1 3 df "$m" >/dev/null || echo "$m"; done'
-            "  # then umount -l what it names, or have it served again",
+            mend=_HANGS,
         )
 
 
@@ -170,7 +175,8 @@ def drivers(case: Case) -> Iterator[Finding]:
             severity="degrades" if spared else "blocks",
             what=f"Nomad's driver {name}: {said}",
             why=f"Without it no sandbox of driver {driver} is placed here.",
-            mend='enable plugin "raw_exec" in the client\'s configuration, as nomad-singularity.hcl does'
+            mend="""echo 'plugin "raw_exec" { config { enabled = true } }' > /etc/nomad.d/raw_exec.hcl"""
+            " && systemctl restart nomad"
             if name == "raw_exec"
             else "systemctl start docker  # or set DOCKER_HOST for the Nomad client",
             sandboxes=list(wanted),
@@ -246,7 +252,10 @@ def _namespace_cause(facts: Facts, *, inside: bool) -> tuple[str, str]:
         return f"{name} = 0", f"sysctl -w {name}=1"
     if facts.userns_max is not None and facts.userns_max < 64:
         return f"user.max_user_namespaces = {facts.userns_max}", "sysctl -w user.max_user_namespaces=15000"
-    return "", "ask who runs the machine: a seccomp filter, a container around it or SELinux forbids unshare(2)"
+    return "", (
+        "grep Seccomp: /proc/self/status; dmesg | grep -i -e apparmor -e avc:"
+        "  # a seccomp filter (2), a container around the machine or SELinux forbids unshare(2): ask who runs it"
+    )
 
 
 def programs(case: Case) -> Iterator[Finding]:
@@ -263,7 +272,13 @@ def programs(case: Case) -> Iterator[Finding]:
 def _program(found: Program, names: list[str], case: Case) -> Finding:
     kind = "set-uid" if found.suid else "rootless"
     path = "Nomad client's PATH" if case.runs and not case.builds else "PATH"
-    mend = "make setup" if case.builds else f"put {quote(found.name)} on the {path} and restart the client"
+    link = quote(found.name if "/" in found.name else f"/usr/local/bin/{found.name}")
+    mend = (
+        "make setup"
+        if case.builds
+        else "dnf install apptainer  # from EPEL, or the .deb of github.com/apptainer/apptainer/releases; "
+        f"where it is there by another name, ln -s THAT_NAME {link}"
+    )
     wanting = tools.NEEDS["apptainer"].minimum
     name = re.escape(found.name)
     if not found.path:
@@ -286,7 +301,7 @@ def _program(found: Program, names: list[str], case: Case) -> Finding:
             if found.answer
             else f"{found.path} is {found.version or 'no Apptainer that runs here'}",
             why=f"Options that came with Apptainer {wanting} or SingularityCE 4.0 are used.",
-            mend=f"have the file system of {quote(found.path)} served again, or {mend}" if hangs else mend,
+            mend=f"{_HANGS}; where it names none, {mend}" if hangs else mend,
             sandboxes=names,
             checks=["health.*"],
             words=rf"unknown (flag|shorthand|command)|{name}\S*: |FATAL:",
@@ -436,7 +451,7 @@ def cgroups(case: Case) -> Iterator[Finding]:
         what, mend = "no control groups are mounted", "mount -t cgroup2 none /sys/fs/cgroup"
     elif not facts.cgroup_writable:
         what = f"control groups (version {version}) can't be written by {facts.user or 'this user'}"
-        mend = "run the Nomad client as root, or in a unit with Delegate=yes"
+        mend = _writable_groups(case)
     elif lacking:
         what = f"control groups (version {version}) lack {', '.join(lacking)}"
         mend = _lacking_controllers(lacking) if version > 1 else _unmounted_controllers(lacking)
@@ -461,6 +476,21 @@ def cgroups(case: Case) -> Iterator[Finding]:
     )
 
 
+def _writable_groups(case: Case) -> str:
+    if case.facts.uid == 0:
+        return (
+            'for m in $(findmnt -rno TARGET -t cgroup,cgroup2); do mount -o remount,rw "$m"; done'
+            "  # in a container, have who runs it hand them on"
+        )
+    if case.builds:
+        return "sudo -E make run  # Nomad makes no groups for other users than root"
+    unit = "/etc/systemd/system/nomad.service.d"
+    return (
+        f"mkdir -p {unit} && printf '[Service]\\nUser=root\\nDelegate=yes\\n' > {unit}/cgroups.conf"
+        " && systemctl daemon-reload && systemctl restart nomad"
+    )
+
+
 def _lacking_controllers(names: list[str]) -> str:
     boot = [f"no cgroup_disable={','.join(names)}", *(["cgroup_enable=memory"] if "memory" in names else [])]
     return f"boot with {' and '.join(boot)} on the kernel's command line; in a container, have who runs it hand them on"
@@ -476,12 +506,12 @@ def places(case: Case) -> Iterator[Finding]:
     """Folders: room, and whether what lies there can be written and started."""
     alloc, tmp, shm = (case.facts.places.get(name) for name in ("alloc", "tmp", "shm"))
     if case.runs and alloc:
-        yield from _allocations(alloc)
+        yield from _allocations(alloc, case.facts.user)
     if case.builds and tmp:
         yield from _builds(tmp, shm)
 
 
-def _allocations(alloc: Place) -> Iterator[Finding]:
+def _allocations(alloc: Place, user: str) -> Iterator[Finding]:
     where = f"the folder of allocations ({alloc.path})"
     free = alloc.free_kb
     checks = ["files.*", "artifacts.*", "storage.*", "persistence.*", "isolation.slot.disk", "resilience.*"]
@@ -491,7 +521,7 @@ def _allocations(alloc: Place) -> Iterator[Finding]:
             severity="blocks",
             what=f"In {where} nothing can be written ({alloc.write})",
             why="Every file of a sandbox lies there.",
-            mend=_writable_again(alloc),
+            mend=_writable_again(alloc, user),
             checks=["health.*"],
             words=rf"read-only file system|no space left|{re.escape(alloc.path)}.*permission denied",
         )
@@ -501,7 +531,7 @@ def _allocations(alloc: Place) -> Iterator[Finding]:
             severity="degrades",
             what=f"How much is free in {where} can't be told ({alloc.df})",
             why="Where too little is, the files of the slots can't be written.",
-            mend="have the file system that it lies on served again, or mounted anew",
+            mend=_HANGS,
             checks=checks,
             words=r"no space left|too little disk",
         )
@@ -521,15 +551,15 @@ def _allocations(alloc: Place) -> Iterator[Finding]:
     yield from _noexec("alloc", alloc, f"Programs in {where} can't be started", ["bash.*", "storage.*"])
 
 
-def _writable_again(alloc: Place) -> str:
+def _writable_again(alloc: Place, user: str) -> str:
     said, path = (alloc.write or "").lower(), quote(alloc.path)
     if "read-only" in said:
         return f'mount -o remount,rw "$(findmnt -no TARGET -T {path})"'
     if "no space left" in said:
         return f"nomad system gc  # then remove files: df -h {path} and df -i {path} tell what ran out"
     if "permission denied" in said:
-        return f"give {path} to the user of the Nomad client, with chown"
-    return f"have the file system of {path} mended by who runs it"
+        return f"chown {quote(user)} {path}  # the nearest folder of it that is there"
+    return _HANGS
 
 
 def _noexec(name: str, place: Place, what: str, checks: list[str]) -> Iterator[Finding]:
@@ -566,7 +596,7 @@ def _builds(tmp: Place, shm: Place | None) -> Iterator[Finding]:
             severity="degrades",
             what=f"There is little room to make images in ({seen})",
             why="A conversion needs room for the image, its files and the SIF at once.",
-            mend="set conversion.tmpdir, or TMPDIR, to a folder with room",
+            mend="export TMPDIR=A_FOLDER_WITH_ROOM  # or set conversion.tmpdir",
             words=r"no space left|disk quota|read-only file system",
         )
     yield from _noexec("tmp", tmp, f"Programs in {tmp.path} can't be started", [])
@@ -593,15 +623,19 @@ def images(case: Case) -> Iterator[Finding]:
         if case.facts.shared == OK:
             yield Finding(id="shared", severity="fine", what="What is written to results/images/ is seen here")
         elif names:
+            folder = quote(posixpath.dirname(case.shared))
             yield Finding(
                 id="shared",
                 severity="blocks",
-                what=f"What is written to results/images/ is not seen here ({case.facts.shared})",
+                what=f"What is written to results/images/ is not seen here by {case.facts.user or 'this user'} "
+                f"({case.facts.shared})",
                 why="The job names the SIF by its path there.",
-                mend="run from a folder on a file system that the nodes share, or give the SIF by a path that they see",
+                mend=f"chmod -R a+rX {folder} && umask 022  # and chmod a+x what namei -m {folder} shows as closed"
+                if "permission denied" in case.facts.shared.lower()
+                else "run from a folder on a file system that the nodes share, or give the SIF by a path that they see",
                 sandboxes=names,
                 checks=["health.*"],
-                words=r"could not open image|\.sif\b.*no such file",
+                words=r"could not open image|\.sif\b.*(no such file|permission denied)",
             )
 
 
@@ -610,10 +644,10 @@ def _readable_again(path: str, seen: str) -> str:
     if "permission denied" in said:
         return f"chmod a+r {quote(path)} && chmod a+x {folder}  # and each folder above that is closed to others"
     if "no such file" in said:
-        return f"mount there what holds {folder}, or copy the SIF to {quote(path)}"
+        return f"scp {quote(path)} THE_NODE:{quote(path)}  # or mount there what holds {folder}"
     if "is a directory" in said:
         return "name a file in `image`"
-    return f"have the file system of {folder} mended by who runs it"
+    return _HANGS
 
 
 def ports(case: Case) -> Iterator[Finding]:

@@ -219,6 +219,7 @@ def nodes(client: Client, settings: config.Settings, *, run: str, images: Path |
             sandboxes or settings.selected(),
             builds=False,
             images=questions.images,
+            shared=shared,
             drivers=node.drivers,
             elsewhere=frozenset(d for d in NOMAD_DRIVER.values() if any(_takes(peer, d) for peer in peers)),
         )
@@ -256,8 +257,8 @@ def cluster(way: Callable[[], Client], settings: config.Settings, *, run: str, i
             id="cluster",
             severity="blocks",
             what=error.what,
-            why=error.why,
-            mend=error.todo,
+            why=error.why or "Nothing is placed without it, and no node was looked at.",
+            mend=error.todo or "nomad server members && nomad node status  # with the same NOMAD_ADDR and NOMAD_TOKEN",
             words=r"Nomad (at \S+ |cluster at |can't be reached)",
         )
         return [Look(machine=CLUSTER, seconds=0.0, findings=[blocking])]
@@ -283,8 +284,14 @@ def nodes_of(of: Cluster, settings: config.Settings, run: Run) -> list[Look]:
         return cluster(lambda: of.connect(settings.nomad), settings, run=run.id, images=run.images)
     except Exception as error:
         traceback.print_exc()
-        what = f"The nodes were not looked at: {type(error).__name__}: {error}"
-        return [Look(machine=CLUSTER, seconds=0.0, findings=[Finding(id="cluster", severity="degrades", what=what)])]
+        unseen = Finding(
+            id="cluster",
+            severity="degrades",
+            what=f"The nodes were not looked at: {type(error).__name__}: {error}",
+            why="What they lack is not told beside the failures that it explains.",
+            mend="sifproof doctor  # a fault of the doctor's own: its traceback is in the log of the stage",
+        )
+        return [Look(machine=CLUSTER, seconds=0.0, findings=[unseen])]
 
 
 def _takes(node: Node, driver: str) -> bool:
@@ -303,7 +310,7 @@ def _of_node(
     """Facts and findings on ``node``; ``case`` is what is known of it without ``answer``."""
     if not node.usable:
         if node.status != "ready":
-            mend = "start the Nomad client of the node, or let it reach the servers: its log says what it lacks"
+            mend = "systemctl restart nomad; journalctl -u nomad  # on the node: it says what keeps it from the servers"
         else:
             mend = f"nomad node {'drain -disable' if node.draining else 'eligibility -enable'} {node.id}"
         finding = Finding(
@@ -330,8 +337,7 @@ def _unseen(answer: Answer, case: Case) -> Finding:
         severity="blocks" if wanted and "raw_exec" not in case.elsewhere else "degrades",
         what=f"The node could not be looked at: {answer.fault}",
         why="What keeps a short script from running there keeps a sandbox from it too.",
-        mend="have who runs the node look at the log of its Nomad client, and at what it has to give: "
-        f"nomad node status {answer.node_id}",
+        mend=f"nomad node status {answer.node_id}  # what it has to give; and on the node, journalctl -u nomad",
         sandboxes=wanted,
         checks=["health.*"],
         words=r"Nomad lost|the node stopped answering|did not run within",

@@ -94,6 +94,7 @@ for place in alloc tmp shm; do
   say "$place.path" "$folder"
   folder=$(nearest "$folder") || {
     told "$place.write" "looking for it did not end within $limit s"
+    [ "$place" != alloc ] || alloc=
     continue
   }
   [ "$place" != shm ] || [ "$folder" = /dev/shm ] || continue
