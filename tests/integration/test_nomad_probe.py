@@ -104,3 +104,10 @@ def test_a_job_that_nomad_does_not_take(client):
 def test_what_a_caller_raises_is_left_as_it_is(node):
     with pytest.raises(ZeroDivisionError), node.hold("echo ready; sleep 60 & wait", ready="ready"):
         1 / 0  # noqa: B018
+
+
+def test_a_script_that_is_slow_to_clear_away_what_it_made_may_do_so(node, tmp_path):
+    made = tmp_path / "made"
+    with node.hold(f"trap 'sleep 4; rm {made}' TERM; touch {made}; echo ready; sleep 60 & wait", ready="ready"):
+        assert made.exists()
+    assert not made.exists()

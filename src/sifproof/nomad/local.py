@@ -54,7 +54,7 @@ SECOND = "second-"
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _READY_S = 60.0
-_GONE_S = 60.0
+_GONE_S = 120.0
 _LONGEST_TMPDIR = 70
 """Nomad makes Unix sockets in TMPDIR; the path of one has 107 characters at most."""
 
@@ -236,7 +236,7 @@ def find(run: str, directory: Path = DIRECTORY) -> LocalAgent | None:
 def stop(run: str, directory: Path = DIRECTORY) -> None:
     """End the agent of ``run``, its jobs and its directory, and return when they are gone. None is no error.
 
-    Raises :class:`SifproofError` where something of it is still there after a minute.
+    Raises :class:`SifproofError` where something of it is still there after two minutes.
     """
     home = directory.resolve() / validate_id(run, "run id")
     end = time.monotonic() + _GONE_S

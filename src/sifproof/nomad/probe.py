@@ -28,8 +28,10 @@ ANSWER_BYTES = 4_000_000
 
 _PLACED_S = 30.0
 
+_CLEARED_S = 15
+"""How long a script may take to clear away what it made, once it is told to end."""
 
-_LOGGED_S = 5.0
+_LOGGED_S = 10.0
 """How long Nomad may take to write down what a task printed that has ended."""
 
 
@@ -116,12 +118,15 @@ def create_probe_job(
                             "Driver": "raw_exec",
                             "Config": {
                                 "command": "/bin/sh",
-                                "args": ["-c", f"exec timeout -k 2 {lifetime_s:g} /bin/sh -c {quote(script)}"],
+                                "args": [
+                                    "-c",
+                                    f"exec timeout -k {_CLEARED_S} {lifetime_s:g} /bin/sh -c {quote(script)}",
+                                ],
                             },
                             "Env": dict(environment or {}),
                             "Resources": {"CPU": 20, "MemoryMB": 32},
                             "KillSignal": "SIGTERM",
-                            "KillTimeout": 5_000_000_000,
+                            "KillTimeout": (_CLEARED_S + 5) * 1_000_000_000,
                             "LogConfig": {"MaxFiles": 1, "MaxFileSizeMB": 5},
                         }
                     ],
@@ -171,7 +176,7 @@ class Node:
     def hold(self, script: str, *, ready: str, timeout_s: float = 30.0, lifetime_s: float = 600.0) -> Iterator[str]:
         """What ``script`` prints on the node before the line ``ready``; it goes on running until the block ends.
 
-        It is then told to end by SIGTERM, has five seconds to clear away what it made (``trap``), and has ended when
+        It is then told to end by SIGTERM, has some seconds to clear away what it made (``trap``), and has ended when
         the block is left. Raises :class:`ProbeError` where it is not ready in time.
         """
         with self._submitted(script, "service", lifetime_s) as job_id:

@@ -21,7 +21,7 @@ from sifproof.nomad.probe import run_on_nodes
 from sifproof.nomad.traces import Process
 
 _PROCESS = re.compile(r"process (\S+) (\d+) (\d+) ([a-z]+) (\S*) ?(.*)")
-_START_S = 20.0
+_START_S = 60.0
 """Seconds that Nomad and a busy node may take beside the script itself."""
 
 
