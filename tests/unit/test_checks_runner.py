@@ -112,6 +112,9 @@ def test_not_measured_and_pass_are_tried_once() -> None:
 def test_deliberate_waits_are_told_and_are_never_more_than_the_time_it_took() -> None:
     (verdict,) = verdicts(made(lambda s: time.sleep(0.02) or expect(True), waits_s=0.01))
     assert verdict.waited_s == 0.01
+    # A second, longer look.
+    (verdict,) = verdicts(made(lambda s: time.sleep(0.02) or expect(True, waited_s=0.015), waits_s=0.01))
+    assert verdict.waited_s == 0.015
     (verdict,) = verdicts(made(lambda s: expect(True), waits_s=9.0))
     assert verdict.waited_s <= verdict.duration_s
     (verdict,) = verdicts(made(lambda s: time.sleep(0.02) or expect(False), waits_s=0.01))

@@ -175,6 +175,10 @@ def timeout(server: Server) -> Finding:
     )
 
 
+_LOOKED_S = 0.4
+"""How long children are given to write once more."""
+
+
 @dataclass(frozen=True)
 class _Children:
     """Children of a command that go on writing a file each, and what can be seen of them afterwards."""
@@ -218,7 +222,7 @@ class _Children:
     def look(self, server: Server) -> tuple[set[str], set[str]]:
         """Which had begun, and which go on; afterwards nothing is left of them."""
         sizes = f"wc -c {self.word}.*"
-        result = server.bash(f"{sizes}; echo then; sleep 0.4; {sizes}; : > {self.word}.stop")
+        result = server.bash(f"{sizes}; echo then; sleep {_LOOKED_S}; {sizes}; : > {self.word}.stop")
         before, _, after = result.output.partition("then\n")
         first, second = (self._sizes(text) for text in (before, after))
         alive = {kind for kind in first if second.get(kind, 0) > first[kind]}
@@ -240,9 +244,10 @@ class _Children:
     why="What outlives its time-out takes the node's processors and changes the workspace under the next command.",
     todo="Run commands in a PID name space or under a subreaper, and end the whole tree with SIGKILL; a process group "
     "is not enough.",
-    waits_s=0.9,
+    waits_s=0.5 + _LOOKED_S,
 )
 def timeout_tree(server: Server) -> Finding:
+    waited_s = 0.0
     # A loaded node that has not started them all by then gets a second, longer time.
     for seconds in (0.5, 4.0):
         children = _Children(nonce())
@@ -251,10 +256,12 @@ def timeout_tree(server: Server) -> Finding:
             timeout_s=seconds,
         )
         began, alive = children.look(server)
+        waited_s += seconds + _LOOKED_S
         if "started" in began or alive:
             return expect(
                 not alive and "late" not in began,
                 f"{result}; still running afterwards: {', '.join(sorted(alive)) or 'none'} of {_kinds(began)}",
+                waited_s=waited_s,
             )
     raise NotMeasured(f"nothing is there of what the command wrote within 4 s: {result}")
 
@@ -266,7 +273,7 @@ def timeout_tree(server: Server) -> Finding:
     why="What outlives its call takes the node's processors and changes the workspace under the next command.",
     todo="Run commands in a PID name space or under a subreaper, and end what is left when the command has ended; a "
     "server that keeps it on purpose has to declare it.",
-    waits_s=0.4,
+    waits_s=_LOOKED_S,
 )
 def background(server: Server) -> Finding:
     kept = server.client.health().get("background_children") == "kept"
@@ -395,14 +402,15 @@ def span(result: Result) -> tuple[float, float]:
 
 def all_at_once(server: Server, run: Callable[[str], Iterable[Result]]) -> Finding:
     """Whether ``run``, which is given a command and runs it once in each slot, runs it in all of them at once."""
-    saw = ""
+    saw, waited_s = "", 0.0
     # Intervals taken inside the commands, not a wall clock outside: a loaded node can only make the first look fail.
     for seconds in (0.3, 3.0):
         spans = [span(result) for result in run(SPAN.format(seconds=seconds))]
         saw = f"{server.slots} commands of {seconds} s, begun and ended at (s): {_told(spans)}"
+        waited_s += seconds
         if max(begin for begin, _ in spans) < min(end for _, end in spans):
-            return expect(True, saw)
-    return expect(False, saw)
+            return expect(True, saw, waited_s=waited_s)
+    return expect(False, saw, waited_s=waited_s)
 
 
 def one_after_another(results: Iterable[Result], sent: str) -> Finding:

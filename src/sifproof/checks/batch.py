@@ -20,6 +20,7 @@ def _bash(server: Server, command: str, *, slot: int = 0, **more: Any) -> dict[s
     "The results of a batch come in the order of its calls, one for each, whichever ends first.",
     why="Clients match results to calls by their place in the list.",
     todo="Gather the results by the index of their calls, not as they come in.",
+    waits_s=0.3,
 )
 def order(server: Server) -> Finding:
     words = [nonce() for _ in range(2 * server.slots)]

@@ -149,6 +149,7 @@ def idle(server: Server) -> Finding:
 def busy(server: Server) -> Finding:
     wanted = (server.slots - 1, 1)
     seen: list[tuple[object, object]] = []
+    waited_s = 0.0
     # Long enough on a quiet machine; a loaded one gets a second, longer look before it is a failure.
     for seconds in (0.3, 3.0):
         with ThreadPoolExecutor(1) as worker:
@@ -157,10 +158,12 @@ def busy(server: Server) -> Finding:
                 answer = server.client.health()
                 seen.append((answer.get("available"), answer.get("executing")))
         command.result()
+        waited_s += seconds
         if wanted in seen:
             break
     states = ", ".join(sorted({f"{available!r}/{executing!r}" for available, executing in seen}))
-    return expect(wanted in seen, f"available/executing seen during a command: {states}; {wanted[0]}/1 required")
+    saw = f"available/executing seen during a command: {states}; {wanted[0]}/1 required"
+    return expect(wanted in seen, saw, waited_s=waited_s)
 
 
 @check(

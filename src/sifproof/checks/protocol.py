@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -358,7 +359,7 @@ _FREED_WITHIN_S = 5.0
     waits_s=1.0,
 )
 def hang_up_waiting(server: Server) -> Finding:
-    saw = ""
+    saw, waited_s = "", 0.0
     # By the clock of the node, and a loaded one gets a second, longer look.
     for seconds in (1.0, 5.0):
         call = _call(server, command=f"sleep {seconds}") | {"timeout": seconds + 2 * _FREED_WITHIN_S}
@@ -375,13 +376,14 @@ def hang_up_waiting(server: Server) -> Finding:
             before, passed = passed, _now(server, slot=1) - begun
             held_up = max(held_up, passed - before)
         after = _now(server) - begun
+        waited_s += seconds
         saw = (
             f"while a command of {seconds:g} s went on, another slot ran one after {held_up:.2f} s at most; "
             f"its own ran the next {after:.2f} s after its begin"
         )
         if held_up < seconds and after < seconds + _FREED_WITHIN_S:
-            return _judge(server, [], saw)
-    return _judge(server, [saw], "")
+            return replace(_judge(server, [], saw), waited_s=waited_s)
+    return replace(_judge(server, [saw], ""), waited_s=waited_s)
 
 
 def _now(server: Server, *, slot: int = 0) -> float:

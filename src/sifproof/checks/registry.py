@@ -21,6 +21,7 @@ class Finding:
 
     Of a check that has a unit, the runner judges the value against the limit of the config, where there is one.
     ``fault`` is who has to act, where what was seen tells that better than the check's ``blames``.
+    ``waited_s`` are the seconds that it waited on purpose, where they were more than the check's ``waits_s``.
     """
 
     passed: bool
@@ -29,6 +30,7 @@ class Finding:
     unit: str = ""
     limit: float | None = None
     fault: Fault | None = None
+    waited_s: float = 0.0
 
 
 class NotMeasured(Exception):  # noqa: N818 - an outcome, not an error
@@ -39,9 +41,9 @@ class NotApplicable(NotMeasured):
     """Raised by a check that has nothing to look at here, whatever the image is like: it does not count against it."""
 
 
-def expect(passed: bool, saw: object = "") -> Finding:
+def expect(passed: bool, saw: object = "", *, waited_s: float = 0.0) -> Finding:
     """A finding: whether it is as required, and what was seen."""
-    return Finding(bool(passed), str(saw))
+    return Finding(bool(passed), str(saw), waited_s=waited_s)
 
 
 def measured(value: float, saw: str) -> Finding:

@@ -74,7 +74,7 @@ class Context:
             unit=finding.unit if finding else "",
             limit=finding.limit if finding else None,
             duration_s=round(seconds, 4),
-            waited_s=round(min(check.waits_s, seconds), 4),
+            waited_s=round(min(max(check.waits_s, finding.waited_s if finding else 0), seconds), 4),
             attempts=0 if word == "not-measured" and seconds == 0 else 1,
             message=_bounded(message),
             fault=fault or check.blames,
