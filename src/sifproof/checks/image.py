@@ -99,7 +99,6 @@ def _of_files(server: Server, aspect: fidelity.Aspect, what: str) -> Finding:
     why="Apptainer runs a changed SIF without a word, and tags move: everything else would be said of another image.",
     todo="Find out who writes to the folder of the SIFs, or moved the tag; convert or load the image anew.",
     blames=Fault.INFRASTRUCTURE,
-    once=True,
 )
 def on_node(server: Server) -> Finding:
     return _sif_on_node(server) if server.driver == "singularity" else _image_of_container(server)
@@ -240,7 +239,6 @@ def links(server: Server) -> Finding:
     why="Apptainer hands values with quotes, dollars, backslashes or newlines on changed, or none of all at all.",
     todo="Take such characters out of the image's ENV, or set the variable in the sandbox's `environment`.",
     drivers=("singularity",),
-    once=True,
 )
 def environment(server: Server) -> Finding:
     placed = server.placed
