@@ -132,6 +132,20 @@ def end_agent(agent: subprocess.Popen[bytes]) -> None:
     agent.wait()
 
 
+def clear_away(folder: Path) -> list[traces.Process]:
+    """End and unmount what ended agents left whose data lies in ``folder``.
+
+    Returns the processes that did not go by themselves. Helpers of a job that was purged just now are still on their
+    way.
+    """
+    home = f"{folder}/"
+    left = traces.wait_none(lambda: traces.find_processes([home])[home], 30)
+    traces.end_processes(left, 30)
+    for point in traces.find_mounts(home):
+        subprocess.run(["umount", "--lazy", point], check=True)
+    return left
+
+
 def assert_gone(agent: local.LocalAgent) -> None:
     """Nothing of ``agent`` is left: no process, no mount, no directory."""
     home = f"{agent.directory}/"

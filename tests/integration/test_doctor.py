@@ -17,7 +17,7 @@ import pytest
 import requests
 import yaml
 from checkout import DEAD_ENGINE, ROOT, wait_until
-from nomad_payload import LISTEN, bootstrap, end_agent, new_id, shell_job
+from nomad_payload import LISTEN, bootstrap, clear_away, end_agent, new_id, shell_job
 
 from sifproof import config, deploy, tools
 from sifproof.checks import registry
@@ -382,10 +382,7 @@ class TwoNodes:
     def close(self) -> None:
         for agent in reversed(self._agents):  # the server last
             end_agent(agent)
-        left = traces.find_processes([f"{self.folder}/"])[f"{self.folder}/"]
-        traces.end_processes(left, 60)
-        for point in traces.find_mounts(f"{self.folder}/"):
-            subprocess.run(["umount", "--lazy", point], check=False)
+        left = clear_away(self.folder)
         for block in self._blocks:
             block.lock.close()
         assert [p for p in left if not p.is_nomad] == []
@@ -523,7 +520,7 @@ from sifproof.nomad.client import connect
 
 address, token, job, folder = sys.argv[1:]
 with connect(address, token=token, environment={}) as client:
-    print(teardown.stop_and_verify(client, job, collect=Path(folder), deadline_s=2, run="t").model_dump_json())
+    print(teardown.stop_and_verify(client, job, collect=Path(folder), deadline_s=6, run="t").model_dump_json())
 """
 
 

@@ -5,12 +5,12 @@ import subprocess
 
 import pytest
 import requests
-from nomad_payload import LISTEN, bootstrap, end_agent, new_id, shell_job, wait_until
+from nomad_payload import LISTEN, bootstrap, clear_away, end_agent, new_id, shell_job, wait_until
 
 from sifproof import config, tools
 from sifproof.cluster import Cluster
 from sifproof.errors import SifproofError
-from sifproof.nomad import local, preflight, submit, teardown, traces
+from sifproof.nomad import local, preflight, submit, teardown
 from sifproof.nomad.client import connect
 from sifproof.nomad.ports import MARK, claim_block
 
@@ -56,10 +56,7 @@ def cluster(tmp_path_factory):
         yield address, token
     finally:
         end_agent(agent)
-        left = traces.find_processes([f"{folder}/"])[f"{folder}/"]
-        traces.end_processes(left, 60)
-        for point in traces.find_mounts(f"{folder}/"):
-            subprocess.run(["umount", point], check=True)
+        left = clear_away(folder)
         block.lock.close()
     assert left == []
 

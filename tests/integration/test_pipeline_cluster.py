@@ -9,7 +9,7 @@ import pytest
 import requests
 import yaml
 from checkout import DEAD_ENGINE, ROOT, SINGULARITY, children, command_line, descendants, environ, wait_until
-from nomad_payload import LISTEN, bootstrap, end_agent, new_id, shell_job
+from nomad_payload import LISTEN, bootstrap, clear_away, end_agent, new_id, shell_job
 
 from sifproof import tools
 from sifproof.nomad.ports import claim_block
@@ -35,6 +35,11 @@ class Cluster:
         )
         answer.raise_for_status()
         return answer.json() if answer.content else None
+
+    def purge(self) -> None:
+        """Forget every job: that of a run which a failing test killed must not fail the tests after it."""
+        for job in self.ask("get", "jobs"):
+            self.ask("delete", f"job/{job['ID']}", params={"purge": "true"})
 
     def token(self, *, without: str = "") -> str:
         """A token that may just what the documentation says is needed, or all but one of it."""
@@ -77,15 +82,14 @@ def cluster(tmp_path_factory):
         yield cluster
     finally:
         end_agent(agent)
+        clear_away(folder)
         block.lock.close()
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays(cluster):
-    """A run that a failing test killed leaves its job; that must not fail those after it."""
     yield
-    for job in cluster.ask("get", "jobs"):
-        cluster.ask("delete", f"job/{job['ID']}", params={"purge": "true"})
+    cluster.purge()
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +112,10 @@ def seen(checkout, cluster, secrets):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 started.keeper.wait(0.05)
         return started.wait(), environments, agents
-    finally:
+    except BaseException:
         started.end()
+        cluster.purge()
+        raise
 
 
 def test_the_given_cluster_is_used_and_left_as_it_was(seen, cluster):
