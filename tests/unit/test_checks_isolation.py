@@ -228,7 +228,7 @@ def test_the_clients_state_is_found_wherever_its_allocations_are(tmp_path):
     agent.symlink_to(shutil.which("bash"))
     state.mkdir(parents=True)
     holds = [agent, "-c", 'exec 9> "$0/state.db"; "$@" & trap "kill $!; wait $!" TERM; wait $!', state]
-    with planting(tmp_path, below=holds) as (process, mark):
+    with planting(tmp_path, below=holds, cwd=tmp_path) as (process, mark):
         lines = said_before(process, "planted")
         marker = state / f".sifproof-{mark}-nomad-data"
         there = {path for path in markers(lines, mark) if path.name == marker.name}
