@@ -93,13 +93,13 @@ def test_a_foreign_server_on_one_allocation_excuses_no_other() -> None:
 
 
 def test_what_the_node_lets_in_is_no_evidence_against_the_image() -> None:
-    """Such as `bind path = /home` of an administrator, in every container."""
+    """Such as the home directories that a site's `apptainer` binds into every container."""
     known = registry.load()
     let_in = [verdict(f"isolation.host.{name}", **FAILS, fault=known[f"isolation.host.{name}"].blames)
               for name in ("home", "directories")]  # fmt: skip
     decision = decide(ONE, one(*let_in), describe=known.get)
     assert words(decision) == ("infrastructure", 3)
-    assert all("apptainer.conf" in reason.todo for reason in decision.reasons)
+    assert all("a script of the site" in reason.todo for reason in decision.reasons)
 
 
 def saw(node: str, **facts: str) -> Look:

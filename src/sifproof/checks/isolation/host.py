@@ -32,12 +32,13 @@ PLACES = {
 
 # No image brings what is the node's: who has to act for most of these checks is who runs the node or wrote the config.
 _BROUGHT = (
-    "Look for it in `binds` of the config, in `bind path` of the node's apptainer.conf, with Docker in `volumes` and "
-    "`mount` of the rendered job, and take out the bind that brings it or a folder above it."
+    "Look for it in `binds` of the config, under Docker in `volumes` and `mount` of the rendered job too, and take out "
+    "the bind that brings it or a folder above it. What goes by the name of apptainer on the node may be a script of "
+    "the site, with binds of its own: name the program itself in `apptainer` of the config."
 )
 _RENDERED = (
-    "sifproof renders each job so: see whether this one was edited, or `apptainer` of the config is a script that "
-    "changes it."
+    "sifproof renders each job so: see whether this one was edited, or apptainer on the node is a script that changes "
+    "it."
 )
 _APART = f"A container has its own by Apptainer's `--containall`, under Docker where `{{}}` is not `host`; {_RENDERED}"
 
