@@ -28,7 +28,7 @@ from sifproof.checks.isolation.planted import Said, planted
 from sifproof.checks.registry import NotMeasured
 from sifproof.checks.runner import Context, run_checks
 from sifproof.checks.server import Server
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.records import Verdict
 
 HOST = "isolation.host."
@@ -141,6 +141,11 @@ CASES = {
         {"allocations", "workdir", "nomad-data"},
         (bind('"$NOMAD_ALLOC_DIR/../../..:/nomad:ro"'),),
     ),
+    "apptainer-of-the-site": Case(
+        "What goes by the name of apptainer on the node is a script of the site, which binds home directories.",
+        {"home"},
+        (lambda line: line.replace("apptainer -q exec", "{made}/apptainer-of-the-site -q exec"),),
+    ),
     "whole-node": Case(
         "The node's root is bound.",
         {*FOLDERS, "directories", "processes"},
@@ -200,6 +205,8 @@ CASES = {
         "docker",
     ),
 }
+OF_THE_IMAGE = {"kernel-settings", "root-filesystem", "setuid"}
+"""Checks that an image can keep or break under the same job on the same node."""
 HEALTHY = {
     "healthy": Case("", set()),
     "healthy-docker": Case("", set(), driver="docker"),
@@ -228,8 +235,13 @@ control(
 )
 
 
+PLANTED: list[str] = []
+"""The word of each look around, which the names of its markers have."""
+
+
 def host_verdicts(server: Server) -> dict[str, Verdict]:
-    found = run_checks(CHECKS, server, Context(server.placed.run, "box", server.driver))
+    found = list(run_checks(CHECKS, server, Context(server.placed.run, "box", server.driver)))
+    PLANTED.append(planted(server).hex)
     return {verdict.check.removeprefix(HOST): verdict for verdict in found}
 
 
@@ -260,6 +272,10 @@ def made(house, tmp_path_factory) -> Path:
     closed = next((path for path in outermost if not path.stat().st_mode & 0o001), house.folder)
     (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder, top=closed))
     (folder / "as-nobody").chmod(0o755)
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    script = f'#!/bin/sh\nshift 2\nexec apptainer -q exec --bind {home}:/srv/home "$@"\n'
+    (folder / "apptainer-of-the-site").write_text(script)
+    (folder / "apptainer-of-the-site").chmod(0o755)
     where = Path.cwd()
     os.chdir(folder)  # the name of a socket has 107 characters at most
     try:
@@ -316,6 +332,9 @@ def test_what_is_let_in_turns_its_own_checks_red(seen, name):
     found = seen[name].result()
     assert {check for check, verdict in found.items() if verdict.verdict != "pass"} == CASES[name].red, found
     assert {verdict.verdict for verdict in found.values()} == {"pass", "fail"}
+    # No image brings what is the node's.
+    faults = {verdict.fault for check, verdict in found.items() if check in CASES[name].red - OF_THE_IMAGE}
+    assert faults <= {Fault.INFRASTRUCTURE}
 
 
 def test_what_keeps_the_healthy_ones_green_is_told(seen):
@@ -374,10 +393,12 @@ def test_nothing_stays(house, seen):
         folders = {Path(line.partition(" ")[2]).parent for line in there.node["place"]}
         folders.add(Path(there.node.one("workspace")))
         assert len(folders) == len(FOLDERS) + 2
-        assert [str(path) for folder in folders for path in folder.glob(".sifproof-*")] == []
+        own = [*PLANTED, there.hex]  # a gate that runs beside this has markers too
+        assert [str(path) for folder in folders for hex in own for path in folder.glob(f".sifproof-{hex}*")] == []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):  # ended by now
-                assert there.hex.encode() not in path.read_bytes()
+                words = path.read_bytes()
+                assert not [hex for hex in own if hex.encode() in words]
 
 
 def test_a_script_that_does_not_come_to_its_end_has_seen_nothing():
