@@ -1,6 +1,6 @@
 """Sandboxes that are not what the server says, or not what was asked for."""
 
-from defects import is_call, turns_red
+from defects import turns_red
 from defects.isolation_slot import OPEN, in_bubblewrap, without_bubblewrap
 
 
@@ -20,11 +20,14 @@ async def sandbox_not_told(path, call, go):
 
 
 @turns_red("bubblewrap.workspace", nomad=True)
-async def directory_of_the_server(path, call, go):
+def directory_of_the_server(arguments):
     """Commands start in the directory that the server knows their workspace by, not in `/workspace`."""
-    if is_call(call, "bash") and call["args"]["command"] == "pwd":
-        call["args"]["command"] = "echo /data/slot_0"
-    return await go(call)
+
+    def change(words, place):
+        own, end = str(place.workspace), words.index("--")
+        return [*(own if word == "/workspace" else word for word in words[:end]), *words[end:]]
+
+    in_bubblewrap(change)
 
 
 @turns_red(

@@ -121,20 +121,3 @@ def server_goes_before_its_commands(arguments):
     subprocess.Popen = unexpendable
     with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
         score.write("1000")
-
-
-@turns_red("isolation.slot.forks", nomad=True)
-def one_limit_of_processes_for_all(arguments):
-    """The processes of all slots together are limited to what one of them may start."""
-    from slotserver import slots
-    from slotserver.protocol import ToolError
-    from slotserver.supervisor import descendants
-
-    start = slots.Slot.start
-
-    def limited(self, *words, **options):
-        if len(descendants({os.getpid()})) > 100:
-            raise ToolError("The command could not be started: Resource temporarily unavailable")
-        return start(self, *words, **options)
-
-    slots.Slot.start = limited
