@@ -200,6 +200,8 @@ done | sort -u | while IFS= read -r line; do
     value=${line#*=} kind=variable with=
     case $value in '' | ? | ?? | ??? | ???? | ?????) continue ;; esac
     if printf '%s\n' "$value" | grep -Eqx -e "$ordinary"; then
+        # Apptainer takes these off, and hands on the rest.
+        name=${name#APPTAINERENV_} name=${name#SINGULARITYENV_}
         case $line in *=*) kind=ordinary with=$name= ;; *) continue ;; esac
     fi
     case $name in *[!A-Za-z0-9_]*) name=_ ;; esac
