@@ -477,7 +477,7 @@ def test_a_script_may_fail_on_one_node_and_tell_on_another(two):
 
 def test_a_script_that_does_not_end_is_ended(two):
     with two.connect() as client:
-        answers = run_on_nodes(client, "echo begun; exec sleep 60", run="t", timeout_s=1)
+        answers = run_on_nodes(client, "echo begun; exec sleep 60", run="t", timeout_s=3)
     assert [(a.node_name, a.output, bool(a.fault)) for a in answers] == [
         ("good", "begun\n", True),
         ("poor", "begun\n", True),

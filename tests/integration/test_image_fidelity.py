@@ -137,7 +137,7 @@ def test_what_an_ordinary_user_can_not_keep_is_known_too(odd, tmp_path):
     layout, made = odd
     sif = tmp_path / "user.sif"
     arguments = ["build", "--disable-cache", str(sif), f"oci:{layout}"]
-    process.run("apptainer", arguments, log=None, timeout_s=100, under=convert._AS_ORDINARY_USER)
+    process.run("apptainer", arguments, log=None, timeout_s=600, under=convert._AS_ORDINARY_USER)
     found = differences(made.tree, sif)
     assert [str(d) for d in found if not d.known] == []
     assert {"devices", "owners", "capabilities"} <= {d.known for d in found}
@@ -159,7 +159,7 @@ def test_layers_in_any_compression_are_listed(tmp_path, compression):
     plain = samples.oci_layout(tmp_path / "plain")
     packed = f"oci:{tmp_path / 'packed'}:latest"
     copy = ["--insecure-policy", "copy", "--dest-compress-format", compression, f"oci:{plain}:latest", packed]
-    process.run("skopeo", copy, log=None, timeout_s=60)
+    process.run("skopeo", copy, log=None, timeout_s=600)
     made = convert.convert(parse(packed), tmp_path / "store", log=tmp_path / "log")
     assert made.fallbacks == []
     expected = archive.read_listing(parse(f"oci:{plain}"), host_architecture())

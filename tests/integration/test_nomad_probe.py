@@ -72,7 +72,7 @@ def test_a_log_that_is_not_whole_is_told_on_every_node(client, monkeypatch):
     monkeypatch.setattr(probe, "_LOGGED_S", 0.5)
     (answer,) = run_on_nodes(client, 'echo one; rm "$NOMAD_ALLOC_DIR"/logs/probe.stdout.0', run="t")
     assert "did not arrive as a whole" in answer.fault
-    (answer,) = run_on_nodes(client, "echo one; sleep 60", run="t", timeout_s=1)
+    (answer,) = run_on_nodes(client, "echo one; sleep 60", run="t", timeout_s=3)
     assert answer.output == "one\n"
     assert "the script is failed there" in answer.fault
 

@@ -22,8 +22,6 @@ from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert, source
 from sifproof.image.reference import CONTEXT, ReferenceImage, build_reference_image
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def folder(images: Path) -> Path:

@@ -235,7 +235,7 @@ def test_the_clients_state_is_found_wherever_its_allocations_are(tmp_path):
         assert there == {marker, tmp_path / marker.name}
         assert marker.exists()
         process.terminate()
-        process.wait(4)
+        process.wait(60)
         assert not marker.exists()
 
 

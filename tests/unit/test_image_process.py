@@ -35,9 +35,9 @@ def python(monkeypatch):
 
 def test_the_log_gets_command_and_output_as_it_comes_and_the_failure_its_own_part(python, tmp_path):
     log = tmp_path / "log"
-    process.run("python", ["-c", "print('before')"], log=log, timeout_s=20)
+    process.run("python", ["-c", "print('before')"], log=log, timeout_s=60)
     with pytest.raises(ToolFailure) as raised:
-        process.run("python", ["-c", "import sys; sys.exit('after')"], log=log, timeout_s=20)
+        process.run("python", ["-c", "import sys; sys.exit('after')"], log=log, timeout_s=60)
     assert (raised.value.status, raised.value.output) == (1, "after\n")
     assert log.read_text().splitlines()[:2] == ["$ python -c 'print('\"'\"'before'\"'\"')'", "before"]
 
