@@ -33,7 +33,7 @@ DEFECTS = {
     "no-symlinks": "Symbolic links are not permitted.",
     "no-hard-links": "Hard links are not permitted, as on many object and FUSE file systems.",
     "names-fold-case": "Names that differ in case are one.",
-    "slow-creation": "Making a file takes 10 ms.",
+    "slow-creation": "Making a file takes 100 ms.",
     "nearly-full": "There is 1 MiB left.",
     "few-inodes": "There are 100 inodes left.",
 }
@@ -189,7 +189,7 @@ class Lacking:
         if operation == CREATE:
             flags, mode = struct.unpack_from("=II", data)
             if defect == "slow-creation":
-                time.sleep(0.01)
+                time.sleep(0.1)
             name = self.name(data[16:])
             made = os.open(name, flags & ~os.O_APPEND | os.O_CREAT, mode, dir_fd=here)
             return self.entry(node, name) + self.opened(made)

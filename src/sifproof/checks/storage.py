@@ -16,10 +16,13 @@ from sifproof.nomad.probe import ProbeError
 from sifproof.sandbox.client import ServerError
 
 HANGS_S = 5.0
-"""Seconds after which a call that takes milliseconds is said to hang."""
+"""Seconds after which a call that takes milliseconds seems to hang."""
 
 _SLOW_S = 20.0
 """The same for what may have to wait until a busy disk has written all it was given."""
+
+_LONGER_S = 20.0
+"""Seconds of a second look at one that seemed to: a busy node may take that long to start an interpreter."""
 
 _LATER_S = 3.0
 """What the server waits longer than the command itself, which ends what hangs more gently."""
@@ -83,21 +86,41 @@ def rename(server: Server) -> Finding:
     once=True,
 )
 def fsync(server: Server) -> Finding:
-    return _judge(
-        server,
-        """
-        dd if=/dev/zero of=file bs=4096 count=4 conv=fsync 2> said || { echo "lacks: a file: $(cat said)"; exit; }
-        # An older `sync` knows no files, and would wait for every disk of the node.
-        if sync --help 2>&1 | grep -q FILE; then
-            sync . 2> said || { echo "lacks: a directory: $(cat said)"; exit; }
-            echo "fine: a file and a directory"
-        else
-            echo "fine: a file; this image has no program to sync a directory with"
-        fi
-        """,
-        hangs_s=_SLOW_S,
-    )
+    return _judge_with(server, _FSYNC, hangs_s=_SLOW_S)
 
+
+_FSYNC = {
+    "python3": """
+import os
+try:
+    for what, path, how in ("a file", "file", os.O_WRONLY | os.O_CREAT), ("a directory", ".", os.O_RDONLY):
+        there = os.open(path, how)
+        if how & os.O_CREAT:
+            os.write(there, bytes(16384))
+        os.fsync(there)
+    print("fine")
+except OSError as error:
+    print(f"lacks: {what}: {error}")
+""",
+    "perl": """
+use IO::Handle;
+sub lacks { print "lacks: @_\\n"; exit }
+open my $file, ">", "file" or lacks("a file: $!");
+print $file "x" x 16384;
+$file->flush && $file->sync or lacks("a file: $!");
+open my $directory, "<", "." or lacks("a directory: $!");
+$directory->sync or lacks("a directory: $!");
+print "fine\\n";
+""",
+    # An older `sync`, or that of busybox, knows no files, and would wait for every disk of the node.
+    "sync": f"""
+        sync --help 2>&1 | grep -q FILE || {{ echo "{_NO_TOOL}python3, perl, sync of single files"; exit; }}
+        lacks() {{ echo "lacks: $1: $(head -n 1 said)"; exit; }}
+        dd if=/dev/zero of=file bs=4096 count=4 conv=fsync 2> said || lacks "a file"
+        sync . 2> said || lacks "a directory"
+        echo fine
+        """,
+}
 
 _FLOCK = {
     "flock": """
@@ -365,12 +388,14 @@ def small_files(server: Server) -> Finding:
                 echo content > f$made || { echo "lacks: file number $made could not be written"; exit; }
             done
             now
-            if [ $((now - start)) -ge 30 ] && [ $made -ge 200 ] || [ $((now - start)) -ge 500 ]; then break; fi
+            spent=$((now - start))
+            if [ $spent -ge 30 ] && [ $made -ge 200 ]; then break; fi
+            if [ $spent -ge 500 ] && [ $made -ge 100 ] || [ $spent -ge 3000 ]; then break; fi
         done
         set -- f*
         there=$#
         lines=$(cat f* | wc -l)
-        if [ $there = $made ] && [ $((lines)) = $made ]; then echo "fine: $made $((now - start))"
+        if [ $there = $made ] && [ $((lines)) = $made ]; then echo "fine: $made $spent"
         else echo "lacks: of $made files $there are there, with $lines lines"; fi
         """,
         hangs_s=2 * _SLOW_S,
@@ -433,7 +458,7 @@ def _judge(server: Server, script: str, *, hangs_s: float | None = None) -> Find
     return said if isinstance(said, Finding) else expect(True, said)
 
 
-def _judge_with(server: Server, programs: dict[str, str]) -> Finding:
+def _judge_with(server: Server, programs: dict[str, str], *, hangs_s: float | None = None) -> Finding:
     """The finding of the first of ``programs``, a text each by the tool that runs it, that the image has.
 
     Where it has none, the node is asked, on the same directory.
@@ -441,7 +466,7 @@ def _judge_with(server: Server, programs: dict[str, str]) -> Finding:
     ways = [f"if command -v {tool} > /dev/null; then {_run(tool, text)}" for tool, text in programs.items()]
     script = "\nel".join(ways) + f"\nelse echo '{_NO_TOOL}{', '.join(programs)}'; fi"
     try:
-        return _judge(server, script)
+        return _judge(server, script, hangs_s=hangs_s)
     except NotMeasured as reason:
         said = _on_node(server, script)
         if said.startswith(_NO_TOOL):
@@ -463,7 +488,7 @@ def _on_node(server: Server, script: str) -> str:
     try:
         said = placed.node.run(
             f"cd {folder} && mkdir {name} && cd {name} || exit\n"
-            f"timeout -s KILL {HANGS_S:g} sh -c {quote(script)} || echo '{_LACKS}no return within {HANGS_S:g} s'\n"
+            f"timeout -s KILL {_LONGER_S:g} sh -c {quote(script)} || echo '{_LACKS}no return within {_LONGER_S:g} s'\n"
             f"cd .. && rm -rf {name}"
         )
     except ProbeError as error:
@@ -476,26 +501,29 @@ def _fine(server: Server, script: str, *, hangs_s: float | None = None) -> str |
 
     Raises :class:`NotMeasured` where it could not look.
     """
-    hangs_s = hangs_s or HANGS_S
-    slot, name = _free_slot(server), nonce()
-    end = f"timeout -s KILL {hangs_s:g}"
-    command = (
-        f"mkdir {name} && cd {name} || exit\n"
-        f"end=; if command -v timeout > /dev/null; then end='{end}'; fi\n"
-        f"$end sh -c {quote(script)} < /dev/null\n"
-        f"code=$?; cd .. && $end rm -rf -- {name}; exit $code"
-    )
-    try:
-        result = server.bash(command, slot=slot, timeout_s=hangs_s + _LATER_S)
-    except ServerError as error:
-        if error.status is not None:
-            raise
-        return expect(False, f"it did not return, and could not be ended: {error}; {server.slot(slot)} is lost")
+    for within_s in (hangs_s,) if hangs_s else (HANGS_S, _LONGER_S):
+        slot, name = _free_slot(server), nonce()
+        end = f"timeout -s KILL {within_s:g}"
+        command = (
+            f"mkdir {name} && cd {name} || exit\n"
+            f"end=; if command -v timeout > /dev/null; then end='{end}'; fi\n"
+            f"$end sh -c {quote(script)} < /dev/null\n"
+            f"code=$?; cd .. && $end rm -rf -- {name}; exit $code"
+        )
+        try:
+            result = server.bash(command, slot=slot, timeout_s=within_s + _LATER_S)
+        except ServerError as error:
+            if error.status is not None:
+                raise
+            return expect(False, f"it did not return, and could not be ended: {error}; {server.slot(slot)} is lost")
+        hung = result.metadata.get("timeout") is True or result.exit_code in (137, -9)
+        if not hung:
+            break
     lines = [line for line in result.output.partition("[stderr]")[0].splitlines() if line.strip()]
     last = lines[-1].strip() if lines else ""
-    if result.metadata.get("timeout") is True or result.exit_code in (137, -9):
+    if hung:
         where = f" (last seen: {last})" if last else ""
-        return expect(False, f"it did not return within {hangs_s:g} s, and was ended{where}")
+        return expect(False, f"it did not return within {within_s:g} s, and was ended{where}")
     if last.startswith(_NO_TOOL):
         raise NotMeasured(f"the image has none of {last.removeprefix(_NO_TOOL)}" if "," in last else last)
     if last.startswith(_LACKS) or not (result.success and last.startswith("fine")):
