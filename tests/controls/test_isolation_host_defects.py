@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -264,6 +265,9 @@ def made(house, tmp_path_factory) -> Path:
     (folder / "programs").mkdir()
     shutil.copy("/bin/true", folder / "programs")
     (folder / "programs" / "true").chmod(0o4755)
+    shutil.copy("/bin/true", folder / "programs" / "able")
+    setuid = struct.pack("<5I", 0x2000001, 1 << 7, 0, 0, 0)  # cap_setuid=ep
+    os.setxattr(folder / "programs" / "able", "security.capability", setuid)
     fuse = folder / "fuse"
     os.mknod(fuse, stat.S_IFCHR | 0o666, Path("/dev/fuse").stat().st_rdev)
     fuse.chmod(0o666)
@@ -345,7 +349,9 @@ def test_what_keeps_the_healthy_ones_green_is_told(seen):
 
 
 def test_set_uid_programs_are_found_on_what_is_mounted(seen):
-    assert "/opt/programs/true" in seen["new-privileges"].result()["setuid"].message
+    message = seen["new-privileges"].result()["setuid"].message
+    assert "/opt/programs/true" in message
+    assert message.endswith("with more capabilities in /opt/programs/able")
 
 
 def test_no_value_of_the_environment_is_told(seen):

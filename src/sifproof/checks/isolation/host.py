@@ -312,10 +312,11 @@ def root_filesystem(server: Server) -> Finding:
 
 @check(
     "isolation.host.setuid",
-    "A set-uid root program of the image gives a command no rights that it did not have.",
+    "A program of the image that is set-uid root, or has capabilities of its own, gives a command no rights that it "
+    "did not have.",
     why="A hole in one such program (su, mount, sudo) makes the command root, and frees it from its user.",
-    todo="Start commands with `no_new_privs` set (bubblewrap does it; `setpriv --no-new-privs`), or take set-uid "
-    "programs out of the image.",
+    todo="Start commands with `no_new_privs` set (bubblewrap does it; `setpriv --no-new-privs`), or take such "
+    "programs out of the image, or their rights (`chmod u-s`, `setcap -r`).",
     once=True,
 )
 def setuid(server: Server) -> Finding:
@@ -329,17 +330,41 @@ def setuid(server: Server) -> Finding:
     places = {shlex.quote(point) for point in points if not point.startswith(_NO_FILES)}
     result = server.bash(
         # Each by itself: what is bound over the root's directories is another file system.
-        f"find / {' '.join(sorted(places - {'/'}))} -xdev -type f -user 0 -perm -4000 -perm -1 2>/dev/null "
-        "| sort -u | head -n 100; command -v find >/dev/null",
+        f"set -- / {' '.join(sorted(places - {'/'}))}\n"
+        'find "$@" -xdev -type f -user 0 -perm -4000 -perm -1 2>/dev/null | sort -u | head -n 100\n'
+        'if command -v python3 >/dev/null; then find "$@" -xdev -type f -perm -1 2>/dev/null '
+        f"| python3 -c {shlex.quote(_CAPABILITIES_OF_FILES)}; fi\n"
+        "command -v find >/dev/null",
         timeout_s=30,
     )
     if not result.success:
         raise NotMeasured(f"set-uid programs can't be searched for: {result}")
-    gaining = [path for path in result.output.splitlines() if path.startswith("/") and not _is_nosuid(path, said)]
+    lines = result.output.splitlines()
+    gaining = [path for path in lines if path.startswith("/") and not _is_nosuid(path, said)]
+    more = _capabilities(said, "CapBnd") & ~_capabilities(said, "CapPrm") & ~_HARMLESS
+    of_files = [line.split(" ", 2)[1:] for line in lines if line.startswith("capabilities ")]
+    able = [path for mask, path in of_files if int(mask, 16) & more and not _is_nosuid(path, said)]
+    found = [f"as root in {', '.join(gaining[:12])}"] if gaining else []
+    found += [f"with more capabilities in {', '.join(able[:12])}"] if able else []
+    unlooked = "" if "looked at capabilities" in lines else "; capabilities of files were not looked at: no python3"
     return expect(
-        not gaining,
-        f"commands run as user {user}, and as root in {', '.join(gaining[:12])}" if gaining else "no such program",
+        not found, f"commands run as user {user}, and {', '.join(found)}" if found else f"no such program{unlooked}"
     )
+
+
+# What a file gives to whoever starts it, of those that anybody may start: linux/capability.h, struct vfs_cap_data.
+_CAPABILITIES_OF_FILES = """
+import os, struct, sys
+for line in sys.stdin.buffer:
+    path = line.rstrip(b"\\n")
+    try:
+        held = os.getxattr(path, "security.capability").ljust(20, b"\\0")
+    except OSError:
+        continue
+    low, high = (struct.unpack_from("<I", held, at)[0] for at in (4, 12))
+    print("capabilities", format(high << 32 | low, "x"), path.decode(errors="replace"))
+print("looked at capabilities")
+"""
 
 
 _NO_FILES = ("/proc", "/sys", "/dev")
@@ -369,6 +394,9 @@ sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write a
 mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore
 """.split()  # noqa: SIM905 - forty lines otherwise
 """Of the capabilities, by the number of their bit: include/uapi/linux/capability.h."""
+
+_HARMLESS = sum(1 << _NAMES.index(name) for name in ("net_bind_service", "net_raw"))
+"""What ping and the like have: no file and no process of others is in reach by it."""
 
 
 def _is_own_user_namespace(said: Said) -> bool:
