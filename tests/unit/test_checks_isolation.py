@@ -22,6 +22,7 @@ from sifproof.checks.isolation.host import far_directories, judge_devices, judge
 from sifproof.checks.isolation.planted import Planted, Said, is_ordinary, look_at_environment
 from sifproof.checks.isolation.slot import Greed, Limits
 from sifproof.checks.registry import NotApplicable, NotMeasured
+from sifproof.errors import Fault
 from sifproof.sandbox.client import Result
 
 
@@ -304,10 +305,10 @@ def test_values_that_anything_may_have_are_compared_by_name_too(tmp_path, seen, 
     assert (set(found), count - len(others)) == (leaked, known)
 
 
-def found(*lines: str) -> Planted:
-    """What was planted where the node says ``lines``; nothing of it is seen."""
+def found(*lines: str, seen: str = "") -> Planted:
+    """What was planted where the node says ``lines``; of it ``seen`` is what the slot says."""
     node = Said("\n".join([*lines, "end"]), "end", "node")
-    inside = Said("own\tfound\nend", "end", "slot")
+    inside = Said(f"own\tfound\n{seen}\nend", "end", "slot")
     return Planted(inside, node, Said("arrived\town found\nend", "end", "node"), "", inside, "", {})
 
 
@@ -335,6 +336,17 @@ def test_one_of_two_directories_is_told():
     finding = judge_place("workdir", found("place\tworkdir /a/.mark", "closed\tworkdir /b"))
     assert finding.passed
     assert finding.saw.endswith(": /a; not looked at, for the client's user may not write there: /b")
+
+
+@pytest.mark.parametrize(
+    ("binds", "fault"),
+    [(["/data"], None), (["/root/shared"], None), (["/root"], Fault.CONFIGURATION), (["/"], Fault.CONFIGURATION)],
+)
+def test_what_the_config_binds_is_its_own_matter(binds, fault):
+    there = found("place\thome /root/.mark", seen="visible\thome /srv/.mark")
+    finding = judge_place("home", there, binds)
+    assert (finding.passed, finding.fault) == (False, fault)
+    assert judge_place("home", found("place\thome /root/.mark"), binds).fault is None
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
@@ -70,8 +71,11 @@ _WHY = {
 }
 
 
-def judge_place(name: str, found: Planted) -> Finding:
-    """Whether what was planted in the place ``name`` is seen in the slot, or something of the slot's came there."""
+def judge_place(name: str, found: Planted, given: Iterable[str] = ()) -> Finding:
+    """Whether what was planted in the place ``name`` is seen in the slot, or something of the slot's came there.
+
+    ``given`` are the directories that the config binds: what is below one is its matter.
+    """
     places, closed = found.node.named("place", name), found.node.named("closed", name)
     if not places and closed and name != "home":
         raise NotMeasured(f"the client's user may not write there, so nothing could be planted: {', '.join(closed)}")
@@ -85,11 +89,20 @@ def judge_place(name: str, found: Planted) -> Finding:
     said += [f"a file that the slot wrote arrived as {path}" for path in arrived]
     folders = ", ".join(dict.fromkeys(path.rpartition("/")[0] or "/" for path in places))
     unlooked = f"; not looked at, for the client's user may not write there: {', '.join(closed)}" if closed else ""
-    return expect(not said, "; ".join(said[:2]) or f"no file planted is seen, and none came out: {folders}{unlooked}")
+    finding = expect(
+        not said, "; ".join(said[:2]) or f"no file planted is seen, and none came out: {folders}{unlooked}"
+    )
+    bound = any(PurePosixPath(path).is_relative_to(folder) for path in places for folder in given)
+    return replace(finding, fault=Fault.CONFIGURATION) if bound and said else finding
 
 
 def _place(name: str) -> Callable[[Server], Finding]:
-    return lambda server: judge_place(name, planted(server))
+    return lambda server: judge_place(name, planted(server), _given(server))
+
+
+def _given(server: Server) -> list[str]:
+    """The directories of the node that the config binds."""
+    return [bind.partition(":")[0].rstrip("/") or "/" for bind in server.placed.sandbox.binds]
 
 
 for _name, (_why, _todo) in _WHY.items():
@@ -119,7 +132,7 @@ def directories(server: Server) -> Finding:
     inside = _identities(found.inside)
     if not inside:
         raise NotMeasured("the image has no stat, to tell a directory by its inode")
-    given = [bind.partition(":")[0].rstrip("/") or "/" for bind in server.placed.sandbox.binds]
+    given = _given(server)
     known = [
         f"{path} is the node's {node[identity]}"
         for identity, path in inside.items()
