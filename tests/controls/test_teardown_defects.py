@@ -84,6 +84,12 @@ LATE = control(
     "teardown.mounts",
     sentence="The server takes more time to end than `nomad.stopped_within_s` allows.",
 )
+CONTAINER = control(
+    "container-left",
+    "leftover",
+    "teardown.mounts",
+    sentence="A container of the allocation stays in the Docker engine.",
+)
 SUBMITTED_AGAIN = control(
     "submitted-again",
     "end",
@@ -119,7 +125,7 @@ def test_what_is_left_behind(house, tmp_path, name):
     wrapper.chmod(0o755)
     with house.sandbox(name, apptainer=str(wrapper)) as server:
         # Waiting longer brings nothing: it stays.
-        failed, ended = found(server, tmp_path, within_s=3.0)
+        failed, ended = found(server, tmp_path, within_s=10.0)
         traces.end_processes(ended.allocation.processes, 5)
         for point in ended.allocation.mounts:
             subprocess.run(["umount", point], check=True)
@@ -148,7 +154,7 @@ def test_a_port_that_is_kept(house, tmp_path):
             keeper = threading.Thread(target=keep, args=(block.static[0],))
             keeper.start()
             try:
-                failed, _ = found(server, tmp_path, within_s=3.0)
+                failed, _ = found(server, tmp_path, within_s=10.0)
             finally:
                 over.set()
                 keeper.join()
@@ -164,10 +170,16 @@ def ignores_sigterm(house, name: str, kill_timeout_s: int):
     def change(job):
         job["Job"]["TaskGroups"][0]["Tasks"][0]["KillTimeout"] = kill_timeout_s * 1_000_000_000
 
+    def patient(line):
+        changed = line.replace("-k 5 ", f"-k {kill_timeout_s} ")
+        assert changed != line
+        return changed
+
     return house.sandbox(
         name,
         command=["python3", "/planted/defects", "ignores-sigterm"],
         binds=[f"{HERE}:/planted:ro"],
+        line=patient,
         change=change,
     )
 
@@ -178,8 +190,11 @@ def test_a_server_that_must_be_killed(house, tmp_path):
 
 
 def test_a_server_that_ends_late(house, tmp_path):
-    with ignores_sigterm(house, LATE.name, 4) as server:
-        assert found(server, tmp_path, within_s=0.5)[0] == set(LATE.red)
+    # It is there until the last look, however busy the machine; then it need not be waited for.
+    with ignores_sigterm(house, LATE.name, 30) as server:
+        failed, ended = found(server, tmp_path, within_s=0.5)
+        traces.end_processes(ended.allocation.processes, 0)
+    assert failed == set(LATE.red)
 
 
 def test_a_job_that_is_submitted_again(house, tmp_path, monkeypatch):
@@ -196,6 +211,20 @@ def test_a_job_that_is_submitted_again(house, tmp_path, monkeypatch):
         failed, _ = found(server, tmp_path)
         monkeypatch.undo()
     assert failed == set(SUBMITTED_AGAIN.red)
+
+
+def test_a_container_that_is_left_behind(house, tmp_path):
+    docker = tools.require("docker").path
+    with house.sandbox(CONTAINER.name, driver="docker") as server:
+        image = server.placed.job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"]["image"]
+        label = f"com.hashicorp.nomad.alloc_id={server.placed.allocation.id}"
+        made = subprocess.check_output([docker, "create", "--label", label, image], text=True).strip()
+        try:
+            failed, ended = found(server, tmp_path, within_s=10.0)
+        finally:
+            subprocess.run([docker, "rm", made], check=True, stdout=subprocess.DEVNULL)
+    assert failed == set(CONTAINER.red)
+    assert [words.split()[0] for words in ended.allocation.containers] == [made[:12]]
 
 
 @pytest.mark.parametrize("driver", ["singularity", "docker"])
