@@ -15,12 +15,13 @@ def test_a_server_has_half_of_the_time_to_stop_until_it_is_killed(tmp_path, stop
     image = tmp_path / "box.json"
     made = {"source": "x", "digest": "x", "architecture": "amd64", "sif": "/x.sif", "sha256": "0" * 64}
     image.write_text(json.dumps({**made, "size_bytes": 1, "created": "2026-01-01T00:00:00Z"}))
+    sandbox = {"driver": "singularity", "port": 20000}
     deploy.render_job(
         Run("r", tmp_path),
         PlannedSandbox(
             name="box", driver="singularity", image="x", slots=1, count=1, suites=[], job_id="sifproof-r-box"
         ),
-        config.load({"sandboxes": {"box": {"port": 20000}}, "nomad": {"stopped_within_s": stopped_within_s}}),
+        config.load({"sandboxes": {"box": sandbox}, "nomad": {"stopped_within_s": stopped_within_s}}),
         Cluster(address="http://127.0.0.1:1", version="", local=True),
         image=str(image),
         output=tmp_path / "job.json",
