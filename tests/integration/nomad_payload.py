@@ -135,12 +135,16 @@ def end_agent(agent: subprocess.Popen[bytes]) -> None:
 def clear_away(folder: Path) -> list[traces.Process]:
     """End and unmount what ended agents left whose data lies in ``folder``.
 
-    Returns the processes that did not go by themselves. Helpers of a job that was purged just now are still on their
-    way.
+    Returns the processes that did not go by themselves, without Nomad's own helpers: an agent that ends just after a
+    purge may forget one.
     """
     home = f"{folder}/"
-    left = traces.wait_none(lambda: traces.find_processes([home])[home], 30)
-    traces.end_processes(left, 30)
+
+    def there() -> list[traces.Process]:
+        return traces.find_processes([home])[home]
+
+    left = traces.wait_none(lambda: [p for p in there() if not p.is_nomad], 30)
+    traces.end_processes(there(), 30)
     for point in traces.find_mounts(home):
         subprocess.run(["umount", "--lazy", point], check=True)
     return left

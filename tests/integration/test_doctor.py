@@ -385,7 +385,7 @@ class TwoNodes:
         left = clear_away(self.folder)
         for block in self._blocks:
             block.lock.close()
-        assert [p for p in left if not p.is_nomad] == []
+        assert left == []
 
 
 @pytest.fixture(scope="module")
