@@ -38,6 +38,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SIOCBRADDBR, _SIOCBRDELBR, _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFFLAGS = 0x89A0, 0x89A1, 0x8916, 0x891C, 0x8914
 _IFF_UP = 1
 _READY = b"ready"
+_PASSING = "passing."
 
 
 def main() -> int:
@@ -271,17 +272,47 @@ def _data_root() -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            passing = Path(tempfile.mkdtemp(prefix="passing.", dir=folder))
-            try:
-                yield passing
-            finally:
-                shutil.rmtree(passing, ignore_errors=True)
+            with _passing(folder) as data:
+                yield data
             return
         # Containers of an engine that was killed are of no use to anyone; images are.
         shutil.rmtree(folder / "data" / "containers", ignore_errors=True)
-        for stale in folder.glob("passing.*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        for other in folder.glob(f"{_PASSING}*"):
+            held = _lock(other)
+            if held is not None:  # its engine is gone
+                shutil.rmtree(other, ignore_errors=True)
+                os.close(held)
         yield folder / "data"
+
+
+@contextlib.contextmanager
+def _passing(folder: Path) -> Iterator[Path]:
+    """A folder in ``folder`` that goes with the context; locked, so that nobody takes it for left behind."""
+    held = None
+    while held is None:
+        data = Path(tempfile.mkdtemp(prefix=_PASSING, dir=folder))
+        held = _lock(data)
+    try:
+        yield data
+    finally:
+        shutil.rmtree(data, ignore_errors=True)
+        os.close(held)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock of ``folder``; None where another process has it, or has removed the folder."""
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.exists():
+            return held
+    except BlockingIOError:
+        pass
+    os.close(held)
+    return None
 
 
 def _end(engine: subprocess.Popen[bytes]) -> None:

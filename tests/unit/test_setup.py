@@ -16,6 +16,7 @@ from checkout import wait_until
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT / "tools"))
 
+import docker_engine  # noqa: E402
 from steps import debian, places, preconditions  # noqa: E402
 from steps.progress import Step  # noqa: E402
 
@@ -140,3 +141,20 @@ def _runs(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_an_engine_removes_the_images_of_engines_that_are_gone_and_of_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker_engine.tools, "root", lambda: tmp_path)
+    with docker_engine._data_root() as kept:
+        second = docker_engine._data_root()
+        lives = second.__enter__()
+    killed = tmp_path / "docker" / "passing.killed"
+    killed.mkdir()
+    with docker_engine._data_root() as again:
+        assert again == kept
+        assert lives.is_dir()
+        assert not killed.exists()
+    second.__exit__(None, None, None)
+    assert not lives.exists()
