@@ -2,7 +2,7 @@
 
 import requests
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 15.0
 
 
 def script_stops(url: str) -> str:
