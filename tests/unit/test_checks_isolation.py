@@ -191,6 +191,10 @@ def planting(folder: Path, **more):
         try:
             yield process, mark
         finally:
+            # It takes its markers away, unless it is killed.
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
             late.cancel()
             late.join()
             end()
