@@ -484,6 +484,14 @@ def test_a_script_that_does_not_end_is_ended(two):
     ]
 
 
+def test_a_script_that_is_ended_has_cleared_away_by_then(two, tmp_path):
+    made = tmp_path / "made"
+    script = f"trap 'sleep 2; rm -f {made}; exit 1' TERM; touch {made}; echo begun; sleep 60 & wait"
+    with two.connect() as client:
+        run_on_nodes(client, script, run="t", timeout_s=3)
+    assert not made.exists()
+
+
 def test_nodes_that_take_no_job_are_judged_by_what_nomad_says(two):
     settings = config.load({"sandboxes": {"box": SANDBOX | {"datacenter": "elsewhere"}}})
     with two.ineligible("poor"), two.connect() as client:

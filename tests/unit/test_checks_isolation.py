@@ -275,6 +275,7 @@ VARIABLES = {
     "KEY_FILE": "/srv/keys/of-the-node",
     "PIN": "20231117",
     "API_TOKEN": "hf_abcdefghijKLMNOPqrstuvwx",
+    "CITY": "Münsöüä",
     "SHORT": "false",
     "DEBIAN_FRONTEND": "noninteractive",
 }
@@ -284,18 +285,20 @@ SEEN = {name.removeprefix("APPTAINERENV_"): value for name, value in VARIABLES.i
 @pytest.mark.parametrize(
     ("seen", "own", "leaked", "known"),
     [
-        (SEEN, set(), {"DB_PASSWORD", "KEY_FILE", "PIN", "API_TOKEN"}, 4),
-        ({}, set(), set(), 4),
+        (SEEN, set(), {"DB_PASSWORD", "KEY_FILE", "PIN", "API_TOKEN", "CITY"}, 5),
+        ({}, set(), set(), 5),
         # A word tells nothing of a leak under another name, a token does.
-        ({"OTHER": "correcthorse"}, set(), set(), 4),
-        ({"OTHER": VARIABLES["API_TOKEN"]}, set(), {"OTHER (the value of API_TOKEN)"}, 4),
+        ({"OTHER": "correcthorse"}, set(), set(), 5),
+        ({"OTHER": VARIABLES["API_TOKEN"]}, set(), {"OTHER (the value of API_TOKEN)"}, 5),
         # Nor under its own, where the image may set it; what can't be found is not counted.
-        (SEEN, {"DB_PASSWORD"}, {"KEY_FILE", "PIN", "API_TOKEN"}, 3),
-        (SEEN, None, {"API_TOKEN"}, 1),
+        (SEEN, {"DB_PASSWORD"}, {"KEY_FILE", "PIN", "API_TOKEN", "CITY"}, 4),
+        (SEEN, None, {"API_TOKEN", "CITY"}, 2),
     ],
 )
-def test_values_that_anything_may_have_are_compared_by_name_too(tmp_path, seen, own, leaked, known):
-    with planting(tmp_path, env=VARIABLES) as (process, mark):
+def test_values_that_anything_may_have_are_compared_by_name_too(tmp_path, monkeypatch, seen, own, leaked, known):
+    monkeypatch.delenv("LC_ALL", raising=False)
+    # Seven characters, of eleven bytes: to grep(1) a short value in this locale.
+    with planting(tmp_path, env=VARIABLES | {"LANG": "C.UTF-8"}) as (process, mark):
         node = Said("\n".join([*said_before(process, "planted"), "end"]), "end", "node")
     inside = Said("own\tfound\nend", "end", "slot")
     values = {}
@@ -344,7 +347,12 @@ def test_one_of_two_directories_is_told():
 
 @pytest.mark.parametrize(
     ("binds", "fault"),
-    [(["/data"], None), (["/root/shared"], None), (["/root"], Fault.CONFIGURATION), (["/"], Fault.CONFIGURATION)],
+    [
+        (["/data:/data"], None),
+        (["/root:/elsewhere"], None),
+        (["/root:/srv:ro"], Fault.CONFIGURATION),
+        (["/:/"], Fault.CONFIGURATION),
+    ],
 )
 def test_what_the_config_binds_is_its_own_matter(binds, fault):
     there = found("place\thome /root/.mark", seen="visible\thome /srv/.mark")

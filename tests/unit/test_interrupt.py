@@ -31,9 +31,11 @@ def test_other_errors_are_shown() -> None:
 
 
 def test_what_a_site_does_at_the_start_of_its_pythons_is_done(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.path.append('/of/the/site')\n")
+    own = "import sys\nsys.path.append('/of/the/site')\nsys.excepthook = lambda *what: print('told by the site')\n"
+    (tmp_path / "sitecustomize.py").write_text(own)
     ended = python("import sys; print(sys.path[-1]); raise KeyboardInterrupt", tmp_path)
     assert (ended.stdout, ended.stderr) == ("/of/the/site\n", "")
+    assert python("1 / 0", tmp_path).stdout == "told by the site\n"
 
 
 @pytest.mark.parametrize("given", ["", "/one:/two", ":/one:"])

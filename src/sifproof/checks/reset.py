@@ -120,7 +120,7 @@ def processes(server: Server) -> Finding:
 def _goes_on(server: Server, name: str) -> bool:
     """Whether a process that :data:`_LINGERING` left still writes, as the slot sees it."""
     sizes = f"cat {name}-* 2>/dev/null | wc -c"
-    first, _, second = server.bash(f"{sizes}; sleep 0.5; {sizes}").output.strip().partition("\n")
+    first, _, second = server.bash(f"{sizes}; sleep 2; {sizes}").output.strip().partition("\n")
     return first != second
 
 

@@ -30,7 +30,7 @@ _ANSWERS_S = 1.0
 _CHECKED_S = 10.0
 """How long Nomad may take to see what has become of a server that it checks."""
 
-_NOTICED_S = 3.0
+_NOTICED_S = 10.0
 """How long Nomad may take to say that it has started a task again, whose server answers already."""
 
 _WORKS_S = 10.0
@@ -125,7 +125,8 @@ def _kill(server: Server) -> Killed:
         after = wait_started_again(placed.nomad, placed.allocation.id, before, _NOTICED_S)
     except SifproofError as error:
         if not answered.passed:
-            return Killed(there, files, expect(False, f"{answered.saw} {error}"))
+            lost = expect(False, f"{answered.saw} {error}")
+            return Killed(there, files, dataclasses.replace(lost, fault=error.fault))
         if not set(signals.find_server(placed.node, placed.allocation.id, _port_inside(there))) - set(killed):
             raise
         after, how = placed.allocation, "; its own supervisor started it again, and Nomad did not have to"

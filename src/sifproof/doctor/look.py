@@ -35,7 +35,7 @@ from sifproof.nomad.preflight import NOMAD_DRIVER, Driver, Node, read_nodes
 from sifproof.nomad.probe import Answer, run_on_nodes
 from sifproof.run import Run
 
-# Each thing that hangs takes ten of them; what is well takes two on a busy machine.
+# Room for several things that hang for ten seconds each; where all is well, it takes two on a busy machine.
 _HERE_WITHIN_S = 60.0
 _NODES_WITHIN_S = 60.0
 _ENDS_WITHIN_S = 10.0

@@ -55,7 +55,8 @@ class _Marked:
     def __init__(self, script: str) -> None:
         mark = secrets.token_hex(8)
         self._begin, self._end = f"{mark}\n", f"\n{mark}\n"
-        self.text = f"echo {mark}\n(\n{script}\n)\ncode=$?\nprintf '\\n%s\\n' {mark}\nexit $code"
+        # Told to end, it waits for the script, which may have something to clear away.
+        self.text = f"trap : HUP INT TERM\necho {mark}\n(\n{script}\n)\ncode=$?\nprintf '\\n%s\\n' {mark}\nexit $code"
 
     def whole(self, log: str) -> str | None:
         """What the script printed; None where ``log`` lacks its beginning or its end."""

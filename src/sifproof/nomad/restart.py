@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.allocations import Allocation, parse_allocation
 from sifproof.nomad.client import BLOCK_S, Client
 from sifproof.nomad.submit import check_alive
@@ -35,4 +35,6 @@ def wait_started_again(client: Client, allocation_id: str, after_ns: int, deadli
                 f"Nomad did not start the task of allocation {allocation.id[:8]} again",
                 why=f"it is {allocation.client_status}" + (f"; last event {last.type}: {last.message}" if last else ""),
                 todo="look at the task's processes on the node: what Nomad started has not ended",
+                # As far as Nomad knows it runs: something else of the image goes on.
+                fault=Fault.IMAGE if last and last.type == "Started" else Fault.INFRASTRUCTURE,
             )

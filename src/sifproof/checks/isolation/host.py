@@ -74,7 +74,7 @@ _WHY = {
 def judge_place(name: str, found: Planted, given: Iterable[str] = ()) -> Finding:
     """Whether what was planted in the place ``name`` is seen in the slot, or something of the slot's came there.
 
-    ``given`` are the directories that the config binds: what is below one is its matter.
+    ``given`` are the config's ``binds``: what they bring is its matter.
     """
     places, closed = found.node.named("place", name), found.node.named("closed", name)
     if not places and closed and name != "home":
@@ -92,17 +92,22 @@ def judge_place(name: str, found: Planted, given: Iterable[str] = ()) -> Finding
     finding = expect(
         not said, "; ".join(said[:2]) or f"no file planted is seen, and none came out: {folders}{unlooked}"
     )
-    bound = any(PurePosixPath(path).is_relative_to(folder) for path in places for folder in given)
-    return replace(finding, fault=Fault.CONFIGURATION) if bound and said else finding
+    return _asked_for(finding, _holds(given, seen, inside=True) or _holds(given, arrived))
 
 
 def _place(name: str) -> Callable[[Server], Finding]:
-    return lambda server: judge_place(name, planted(server), _given(server))
+    return lambda server: judge_place(name, planted(server), server.placed.sandbox.binds)
 
 
-def _given(server: Server) -> list[str]:
-    """The directories of the node that the config binds."""
-    return [bind.partition(":")[0].rstrip("/") or "/" for bind in server.placed.sandbox.binds]
+def _asked_for(finding: Finding, asked: bool) -> Finding:
+    """``finding``, for which the config is at fault where it asked for what was found."""
+    return replace(finding, fault=Fault.CONFIGURATION) if asked and not finding.passed else finding
+
+
+def _holds(binds: Iterable[str], paths: Iterable[str], *, inside: bool = False) -> bool:
+    """Whether one of ``paths`` is, or is below, what ``binds`` of the config bring: on the node, or in the slot."""
+    folders = [bind.split(":")[:2][-1 if inside else 0] for bind in binds]
+    return any(PurePosixPath(path).is_relative_to(folder) for path in paths for folder in folders)
 
 
 for _name, (_why, _todo) in _WHY.items():
@@ -132,7 +137,7 @@ def directories(server: Server) -> Finding:
     inside = _identities(found.inside)
     if not inside:
         raise NotMeasured("the image has no stat, to tell a directory by its inode")
-    given = _given(server)
+    given = [bind.partition(":")[0].rstrip("/") or "/" for bind in server.placed.sandbox.binds]
     known = [
         f"{path} is the node's {node[identity]}"
         for identity, path in inside.items()
@@ -260,7 +265,10 @@ def ipc(server: Server) -> Finding:
     once=True,
 )
 def devices(server: Server) -> Finding:
-    return judge_devices(planted(server).inside)
+    found = planted(server).inside
+    sandbox = server.placed.sandbox
+    asked = sandbox.privileged or _holds(sandbox.binds, found["device"], inside=True)
+    return _asked_for(judge_devices(found), asked)
 
 
 def judge_devices(said: Said) -> Finding:
@@ -348,7 +356,7 @@ def setuid(server: Server) -> Finding:
         'if command -v python3 >/dev/null; then find "$@" -xdev -type f -perm -1 2>/dev/null '
         f"| python3 -c {shlex.quote(_CAPABILITIES_OF_FILES)}; fi\n"
         "command -v find >/dev/null",
-        timeout_s=30,
+        timeout_s=120,
     )
     if not result.success:
         raise NotMeasured(f"set-uid programs can't be searched for: {result}")
@@ -359,7 +367,7 @@ def setuid(server: Server) -> Finding:
     able = [path for mask, path in of_files if int(mask, 16) & more and not _is_nosuid(path, said)]
     found = [f"as root in {', '.join(gaining[:12])}"] if gaining else []
     found += [f"with more capabilities in {', '.join(able[:12])}"] if able else []
-    unlooked = "" if "looked at capabilities" in lines else "; capabilities of files were not looked at: no python3"
+    unlooked = "" if "looked at capabilities" in lines else "; no python3 told the capabilities of files"
     return expect(
         not found, f"commands run as user {user}, and {', '.join(found)}" if found else f"no such program{unlooked}"
     )
@@ -450,12 +458,14 @@ def capabilities(server: Server) -> Finding:
     names = ", ".join(name for bit, name in enumerate(_NAMES) if too_many >> bit & 1)
     where = "in a user name space of its own" if own else "in that of the node"
     mapped = "; ".join(" ".join(line.split()) for line in said["map"])
-    return expect(
+    finding = expect(
         not too_many and not reads,
         f"user {_uids(said)[1]} {where} (uid_map {mapped}), capabilities {held:x}"
         + (f", over the node: {names or hex(too_many)}" if too_many else "")
         + ("; a file of another user, closed to all, could be read" if said["closed-file"] else ""),
     )
+    sandbox = server.placed.sandbox
+    return _asked_for(finding, docker and (sandbox.privileged or sandbox.nested_sandboxes))
 
 
 @check(
@@ -468,7 +478,8 @@ def capabilities(server: Server) -> Finding:
 )
 def container_engine(server: Server) -> Finding:
     seen = planted(server).inside["engine"]
-    return expect(not seen, f"can be written to: {', '.join(seen)}" if seen else "no socket of an engine is there")
+    finding = expect(not seen, f"can be written to: {', '.join(seen)}" if seen else "no socket of an engine is there")
+    return _asked_for(finding, _holds(server.placed.sandbox.binds, seen, inside=True))
 
 
 @check(

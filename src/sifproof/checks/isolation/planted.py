@@ -186,7 +186,7 @@ def _own_names(server: Server) -> frozenset[str] | None:
     try:
         placed = server.placed
         if server.driver == "docker":
-            variables = daemon.inspect(stages.read(placed.image, LoadedImage).name).config.get("Env")
+            variables = daemon.inspect(stages.read(placed.image, LoadedImage).id).config.get("Env")
             names = [str(one).partition("=")[0] for one in variables] if isinstance(variables, list) else []
         else:
             made = stages.read(placed.image, Provenance)

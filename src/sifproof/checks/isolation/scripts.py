@@ -92,10 +92,8 @@ while [ "$pid" -gt 1 ]; do
     case $name in nomad*)
         case $folder in / | *[[:space:]]*) ;; /*) agent_folders="$agent_folders $folder" ;; esac
         # Where the client keeps its state, wherever `alloc_dir` is: open as long as it runs.
-        for file in "/proc/$pid/fd"/*; do
-            file=$(readlink "$file")
-            case $file in *[[:space:]]*) ;; /*/state.db) state_folders="$state_folders ${file%/*}" ;; esac
-        done ;;
+        state=$(ls -l "/proc/$pid/fd" | sed -n 's|.* -> \(/[^[:space:]]*\)/state\.db$|\1|p' | sort -u)
+        state_folders="$state_folders $state" ;;
     esac
     while read -r key value; do
         if [ "$key" = PPid: ]; then pid=$value; fi
@@ -199,7 +197,8 @@ done | sort -u | while IFS= read -r line; do
     esac
     value=${line#*=} kind=variable with=
     case $value in '' | ? | ?? | ??? | ???? | ?????) continue ;; esac
-    if printf '%s\n' "$value" | grep -Eqx -e "$ordinary"; then
+    # By bytes, as whoever compares the sums does it.
+    if printf '%s\n' "$value" | LC_ALL=C grep -Eqx -e "$ordinary"; then
         # Apptainer takes these off, and hands on the rest.
         name=${name#APPTAINERENV_} name=${name#SINGULARITYENV_}
         case $line in *=*) kind=ordinary with=$name= ;; *) continue ;; esac
