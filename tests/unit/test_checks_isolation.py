@@ -282,6 +282,14 @@ VARIABLES = {
 SEEN = {name.removeprefix("APPTAINERENV_"): value for name, value in VARIABLES.items()}
 
 
+@pytest.fixture
+def in_utf8(monkeypatch):
+    """A locale in which the city has seven characters, not eleven bytes: a short value to grep(1)."""
+    monkeypatch.delenv("LC_ALL", raising=False)
+    monkeypatch.setenv("LANG", "C.UTF-8")
+
+
+@pytest.mark.usefixtures("in_utf8")
 @pytest.mark.parametrize(
     ("seen", "own", "leaked", "known"),
     [
@@ -295,10 +303,8 @@ SEEN = {name.removeprefix("APPTAINERENV_"): value for name, value in VARIABLES.i
         (SEEN, None, {"API_TOKEN", "CITY"}, 2),
     ],
 )
-def test_values_that_anything_may_have_are_compared_by_name_too(tmp_path, monkeypatch, seen, own, leaked, known):
-    monkeypatch.delenv("LC_ALL", raising=False)
-    # Seven characters, of eleven bytes: to grep(1) a short value in this locale.
-    with planting(tmp_path, env=VARIABLES | {"LANG": "C.UTF-8"}) as (process, mark):
+def test_values_that_anything_may_have_are_compared_by_name_too(tmp_path, seen, own, leaked, known):
+    with planting(tmp_path, env=VARIABLES) as (process, mark):
         node = Said("\n".join([*said_before(process, "planted"), "end"]), "end", "node")
     inside = Said("own\tfound\nend", "end", "slot")
     values = {}
