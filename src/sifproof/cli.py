@@ -149,10 +149,10 @@ def _exit_code(this: run.Run, code: int, *, interrupted: bool) -> int:
     """What the gate decided; where it was not reached, who kept it from deciding."""
     from sifproof.report.verdict import read_verdict  # noqa: PLC0415 - pulls in pydantic models
 
-    if not this.folder.exists() and interrupted:
-        print("sifproof: interrupted before anything was made", file=sys.stderr)
-        return Fault.INCOMPLETE.exit_code
     if not this.folder.exists():
+        if interrupted:
+            print("sifproof: interrupted before anything was made", file=sys.stderr)
+            return Fault.INCOMPLETE.exit_code
         # Nothing ran: a dry run, --lint, --version, or arguments and settings that Snakemake refused.
         return 0 if code == 0 else Fault.CONFIGURATION.exit_code
     faults = this.folder / "faults" / "preflight.json"

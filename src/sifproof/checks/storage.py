@@ -112,7 +112,7 @@ open my $directory, "<", "." or lacks("a directory: $!");
 $directory->sync or lacks("a directory: $!");
 print "fine\\n";
 """,
-    # An older `sync`, or that of busybox, knows no files, and would wait for every disk of the node.
+    # An older `sync` (of coreutils or busybox) knows no files, and would wait for every disk of the node.
     "sync": f"""
         sync --help 2>&1 | grep -q FILE || {{ echo "{_NO_TOOL}python3, perl, sync of single files"; exit; }}
         lacks() {{ echo "lacks: $1: $(head -n 1 said)"; exit; }}
