@@ -30,17 +30,26 @@ class ToolError(Exception):
 
 @dataclass
 class Result:
-    """The answer to one tool call. A tool that fails is an answer too, and goes out with HTTP status 200."""
+    """The answer to one tool call. A tool that fails is an answer too, and goes out with HTTP status 200.
+
+    ``stdout`` and ``stderr`` are what a command printed, with its white space: ``output`` is stripped, which takes the
+    indent off the first line of a program. Of other tools there are none.
+    """
 
     success: bool
     output: str = ""
     error: str = ""
     execution_id: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    stdout: str | None = None
+    stderr: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The result as the protocol has it."""
-        return asdict(self)
+        answer = asdict(self)
+        if self.stdout is None:
+            del answer["stdout"], answer["stderr"]
+        return answer
 
 
 class Fields:

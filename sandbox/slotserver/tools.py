@@ -14,7 +14,7 @@ from .shell import Shell
 from .workspace import OutsideError, WrongKindError
 
 if TYPE_CHECKING:
-    from .process import Process
+    from .process import Pipe, Process
     from .slots import Slot
 
 # The kernel takes no argument longer than this (MAX_ARG_STRLEN, its closing zero byte included).
@@ -137,7 +137,8 @@ def _check_containment(slot: Slot, *, network: bool, required: bool) -> None:
 
 def _command_result(slot: Slot, process: Process, code: int | None, timed_out: str) -> Result:
     """The result of a command that ended on its own with ``code``, or early, where ``timed_out`` says so."""
-    out, err = _text(*process.stdout.take()), _text(*process.stderr.take())
+    stdout, stderr = _text(process.stdout), _text(process.stderr)
+    out, err = _cut(*stdout, strip=True), _cut(*stderr, strip=True)
     metadata: dict[str, Any] = {"exit_code": code, "sandboxed": slot.containment.sandboxed}
     error = timed_out
     if timed_out:
@@ -148,11 +149,16 @@ def _command_result(slot: Slot, process: Process, code: int | None, timed_out: s
     elif code != 0:
         error = f"Exit code: {code}"
     output = f"{out}\n[stderr]\n{err}" if out and err else out or err
-    return Result(not error, output=output, error=error, metadata=metadata)
+    return Result(not error, output=output, error=error, metadata=metadata, stdout=_cut(*stdout), stderr=_cut(*stderr))
 
 
-def _text(data: bytes, dropped: bool) -> str:
-    text = data.decode(errors="replace").strip()
+def _text(pipe: Pipe) -> tuple[str, bool]:
+    data, dropped = pipe.take()
+    return data.decode(errors="replace"), dropped
+
+
+def _cut(text: str, dropped: bool, *, strip: bool = False) -> str:
+    text = text.strip() if strip else text
     if dropped or len(text) > MAX_OUTPUT_CHARACTERS:
         return f"{text[:MAX_OUTPUT_CHARACTERS]}\n[cut at {MAX_OUTPUT_CHARACTERS:,} characters]"
     return text

@@ -76,6 +76,13 @@ def test_a_call_goes_out_as_the_protocol_says() -> None:
     ]
 
 
+def test_the_streams_of_a_command_are_there_where_the_server_tells_them() -> None:
+    for told, seen in (({}, (None, None)), ({"stdout": "  x\n", "stderr": ""}, ("  x\n", ""))):
+        with server(says(GOOD | told)) as url:
+            result = SandboxClient(url).bash("slot_0", "true")
+            assert (result.output, result.stdout, result.stderr) == ("x", *seen)
+
+
 @pytest.mark.parametrize(
     ("answer", "said"),
     [

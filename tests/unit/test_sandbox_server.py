@@ -256,6 +256,8 @@ class TestBash:
             "error": "",
             "execution_id": None,
             "metadata": {"exit_code": 0, "sandboxed": containment == "bubblewrap"},
+            "stdout": "  hello \n",
+            "stderr": "",
         }
 
     @pytest.mark.parametrize(
@@ -294,6 +296,23 @@ class TestBash:
         out, err = result["output"].split("\n[stderr]\n")
         assert out == "é" * LIMIT_CHARACTERS + "\n[cut at 50,000 characters]"
         assert err == "e" * LIMIT_CHARACTERS
+
+    @pytest.mark.parametrize("tool", ["bash", "bash_stateful"])
+    def test_streams_come_as_they_are_beside_the_output(self, server: Server, tool: str) -> None:
+        program = "    def f():\n        return 1\n\n"
+        result = server.execute(tool, command=f"printf '{program}'; printf '\\t warning  ' >&2; (exit 3)")
+        assert (result["stdout"], result["stderr"]) == (program, "\t warning  ")
+        assert result["output"] == f"{program.strip()}\n[stderr]\nwarning"
+        assert result["error"] == "Exit code: 3"
+        nothing = server.execute(tool, command="sleep 1000", timeout=0.1)
+        assert (nothing["stdout"], nothing["stderr"]) == ("", "")
+        assert "stdout" not in server.execute("read_file", path="nowhere")
+
+    def test_streams_as_they_are_are_cut_too(self, server: Server) -> None:
+        result = server.bash("printf ' %.0s' {1..50001}; printf '\n%.0s' {1..50000} >&2")
+        assert result["stdout"] == " " * LIMIT_CHARACTERS + "\n[cut at 50,000 characters]"
+        assert result["stderr"] == "\n" * LIMIT_CHARACTERS
+        assert result["output"] == ""
 
     def test_endless_output_takes_no_memory(self, server: Server) -> None:
         def resident_kib() -> int:

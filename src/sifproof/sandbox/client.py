@@ -33,7 +33,11 @@ class ServerError(SifproofError):
 
 
 class Result(BaseModel):
-    """What a tool answered."""
+    """What a tool answered.
+
+    ``stdout`` and ``stderr`` are what a command printed, with its white space; None where the server has no such
+    fields. ``output`` is both of them, stripped.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -42,6 +46,8 @@ class Result(BaseModel):
     error: str = ""
     execution_id: str | None = None
     metadata: dict[str, Any] = Field(default={})
+    stdout: str | None = None
+    stderr: str | None = None
 
     @property
     def exit_code(self) -> int | None:
