@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof import config
 from sifproof.nomad import local
+from sifproof.nomad.address import is_loopback, without_password
 from sifproof.nomad.allocations import Allocation
-from sifproof.nomad.client import Client, connect, is_loopback, without_password
+from sifproof.nomad.client import Client, connect
 
 
 class Cluster(BaseModel):

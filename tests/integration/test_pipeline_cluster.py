@@ -176,6 +176,15 @@ def test_a_token_that_may_nothing(checkout, cluster):
     assert checkout.reports() == before
 
 
+def test_a_token_with_a_carriage_return_is_in_no_file_and_no_output(checkout, cluster, secrets):
+    outcome = checkout.gate(*SINGULARITY, **secrets | {"NOMAD_TOKEN": secrets["NOMAD_TOKEN"] + "\r"})
+    assert outcome.exit_code == 2, outcome
+    assert "a carriage return" in outcome.output
+    token = secrets["NOMAD_TOKEN"].encode()
+    assert token not in outcome.output.encode()
+    assert [path for path in outcome.folder.rglob("*") if path.is_file() and token in path.read_bytes()] == []
+
+
 def test_an_interrupted_run_leaves_no_job_on_the_cluster(checkout, cluster, secrets):
     started = checkout.start(*SINGULARITY, **secrets)
     try:

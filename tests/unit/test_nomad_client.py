@@ -1,10 +1,7 @@
 """What reaches Nomad, seen from a server that records it; and what a person is told when Nomad can't be reached."""
 
 import base64
-import http.server
-import json
 import socket
-import threading
 
 import pytest
 
@@ -16,36 +13,6 @@ from sifproof.nomad.client import Client, NotFoundError, RejectedError, connect
 TOKEN = "7a6d1f52-secret"
 
 
-@pytest.fixture
-def nomad():
-    """A server that records requests and answers each as it is told."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def answer(self):
-            size = int(self.headers.get("Content-Length") or 0)
-            server.seen.append((self.command, self.path, dict(self.headers), self.rfile.read(size)))
-            status, body = server.by_path.get(self.path.partition("?")[0], server.answers)
-            raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("X-Nomad-Index", "42")
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
-
-        do_GET = do_POST = do_DELETE = answer  # noqa: N815
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.seen, server.answers, server.by_path = [], (200, []), {}
-    server.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def test_an_address_that_is_given_wins_over_the_environment(nomad, monkeypatch):
     monkeypatch.setenv("NOMAD_ADDR", "http://127.0.0.1:1")
     with connect(nomad.address) as client:
@@ -54,6 +21,7 @@ def test_an_address_that_is_given_wins_over_the_environment(nomad, monkeypatch):
 
 def test_settings_come_from_nomads_variables(nomad):
     variables = {"NOMAD_ADDR": nomad.address, "NOMAD_TOKEN": TOKEN, "NOMAD_NAMESPACE": "ai", "NOMAD_REGION": "eu"}
+    nomad.answers = (200, {"ID": "abc"})
     with connect(environment=variables) as client:
         client.get("evaluation", "abc")
     ((_, path, headers, _),) = nomad.seen

@@ -11,17 +11,19 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import ip_address
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import requests
 from nomad import api
-from nomad.api.exceptions import BaseNomadException, TimeoutNomadException
-from requests.adapters import HTTPAdapter
+from nomad.api.exceptions import BaseNomadException
 
 from sifproof.errors import Fault, SifproofError
+from sifproof.nomad.address import check_token, is_loopback, parse_address
 from sifproof.nomad.job import validate_id
+from sifproof.nomad.session import ServerName, Session
+from sifproof.nomad.telling import FAULTS, ForbiddenError, NotFoundError, RejectedError, Telling, UnreachableError
+
+__all__ = ["BLOCK_S", "Client", "ForbiddenError", "NotFoundError", "RejectedError", "UnreachableError", "connect"]
 
 BLOCK_S = 5.0
 """Seconds one blocking query waits. Short, because a change can slip past one that has just begun."""
@@ -32,28 +34,8 @@ _RESTART_S = 60.0
 
 _JITTER = 1 / 16
 
-
-class NotFoundError(SifproofError):
-    """Nomad has no such job, allocation, node or file."""
-
-
-class RejectedError(SifproofError):
-    """Nomad understood the request and refused it: HTTP 400."""
-
-
-class ForbiddenError(SifproofError):
-    """The token does not allow it: HTTP 401 or 403."""
-
-
-class _ServerName(HTTPAdapter):
-    """Verifies the certificate against a name of its own: ``NOMAD_TLS_SERVER_NAME``."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        super().__init__()
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, server_hostname=self._name, assert_hostname=self._name, **kwargs)
+_LISTS = frozenset({"nodes", "jobs", "allocations", "evaluations"})
+"""Ends of paths whose answer is a list; that of others is an object."""
 
 
 class Client:
@@ -70,22 +52,17 @@ class Client:
         certificate: tuple[str, str] | None = None,
         server_name: str | None = None,
     ) -> None:
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SifproofError(
-                f"{without_password(address)!r} is no address of a Nomad API",
-                why="a URL such as http://127.0.0.1:4646 or https://nomad.example.org:4646 is expected",
-                todo="correct NOMAD_ADDR or nomad.address",
-                fault=Fault.CONFIGURATION,
-            )
-        self.address = without_password(address.rstrip("/"))
+        parts = parse_address(address)
+        check_token(token or "")
         self.namespace = namespace or "default"
         self.region = region
-        session = requests.Session()
+        session = Session()
         # As Nomad's own command line does: a proxy is for the world outside, not for this machine.
-        session.trust_env = not is_loopback(parts.hostname)
+        session.trust_env = not is_loopback(parts.hostname or "")
         if server_name:
-            session.mount("https://", _ServerName(server_name))
+            session.mount("https://", ServerName(server_name))
+        self._telling = Telling(address, self.namespace, [token or ""], proxies=session.trust_env)
+        self.address = self._telling.address
         settings: dict[str, Any] = {
             "address": address.rstrip("/"),
             "token": token or None,
@@ -125,7 +102,7 @@ class Client:
 
     def get(self, *path: str, params: Mapping[str, Any] | None = None) -> Any:
         """The JSON answer to ``GET /v1/<path>``, such as ``get("job", job_id, "evaluations")``."""
-        return self._get(path, dict(params or {}), _TIMEOUT_S).json()
+        return self._get(path, dict(params or {}), _TIMEOUT_S)[0]
 
     def wait_for_change(self, *path: str, index: int = 0, wait_s: float = BLOCK_S) -> tuple[Any, int]:
         """The answer to ``GET /v1/<path>`` and its index, once the index is beyond ``index`` or ``wait_s`` are over.
@@ -134,22 +111,41 @@ class Client:
         """
         wait_s = max(wait_s, 0.001)
         # Nomad adds up to a sixteenth of the wait.
-        answer = self._get(
+        answer, headers = self._get(
             path, {"index": index, "wait": f"{int(wait_s * 1000)}ms"}, _TIMEOUT_S + wait_s * (1 + _JITTER)
         )
-        return answer.json(), int(answer.headers.get("X-Nomad-Index", "0"))
+        return answer, int(headers["X-Nomad-Index"])
 
-    def _get(self, path: tuple[str, ...], params: dict[str, Any], timeout: float) -> requests.Response:
+    def _get(self, path: tuple[str, ...], params: dict[str, Any], timeout: float) -> tuple[Any, Mapping[str, str]]:
+        """The JSON answer and its headers; raises :class:`UnreachableError` where it is none of Nomad's."""
         head, *rest = path
         for part in rest:
             validate_id(part)
-        with self._in_words("/".join(path)):
-            return cast(
+        what = "/".join(path)
+        with self._in_words(what):
+            answer = cast(
                 requests.Response,
                 self._endpoints[head].request(
                     *rest, method="get", params={"namespace": self.namespace, **params}, timeout=timeout
                 ),
             )
+        read = self._read(answer, what, list if path[-1] in _LISTS else dict)
+        if "index" in params and not answer.headers.get("X-Nomad-Index", "").isdigit():
+            raise self._telling.no_answer_of_nomads(answer, what)
+        return read, answer.headers
+
+    def _read(self, answer: requests.Response, what: str, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
+        """The JSON in ``answer``, of ``kind``; raises :class:`UnreachableError` where Nomad would not say that."""
+        try:
+            read = answer.json() if answer.status_code == 200 else None
+        except (ValueError, RecursionError):
+            read = None
+        whole = isinstance(read, kind)
+        if isinstance(read, list):
+            whole = whole and all(isinstance(item, dict) and "ID" in item for item in read)
+        if not whole:
+            raise self._telling.no_answer_of_nomads(answer, what)
+        return read
 
     def version(self) -> str:
         """The version of the cluster, as ``1.11.2``: the oldest of its ready nodes; empty where it has none.
@@ -165,9 +161,11 @@ class Client:
         Read through Nomad, from the node. Raises :class:`NotFoundError` where there is no such file.
         """
         validate_id(allocation, "allocation id")
-        with self._in_words(f"file {path} of allocation {allocation}"):
+        what = f"file {path} of allocation {allocation}"
+        with self._in_words(what):
             # For a missing file Nomad 1.11.2 answers 200 to `cat`, with the error as its text; to `stat` 404.
-            self._files.stat.request(allocation, params=self._file_params(path=path), method="get")
+            stat = self._files.stat.request(allocation, params=self._file_params(path=path), method="get")
+            self._read(stat, what, dict)
             answer = self._files.cat.request(allocation, params=self._file_params(path=path), method="get")
         return bytes(answer.content)
 
@@ -177,11 +175,13 @@ class Client:
         A status is ``success``, ``failure`` or ``pending``.
         """
         validate_id(allocation, "allocation id")
-        with self._in_words(f"checks of allocation {allocation}"):
+        what = f"checks of allocation {allocation}"
+        with self._in_words(what):
             answer = self._files.allocation.request(
                 allocation, "checks", params={"namespace": self.namespace}, method="get"
             )
-        return {one["Check"]: (one["Status"], one.get("Output") or "") for one in (answer.json() or {}).values()}
+        found = self._read(answer, what, dict).values()
+        return {one["Check"]: (one["Status"], one.get("Output") or "") for one in found}
 
     def logs(self, allocation: str, task: str, stream: str = "stderr", tail: int = 65536) -> str:
         """The last ``tail`` bytes that ``task`` wrote to ``stream`` (``stdout`` or ``stderr``); empty for none."""
@@ -205,19 +205,22 @@ class Client:
     def register(self, job: Mapping[str, Any]) -> str:
         """Submit ``job`` (``{"Job": {…}}``); the id of the evaluation that will place it."""
         job_id = validate_id(job["Job"]["ID"], "job id")
-        with self._in_words(f"job {job_id}", needs="submit-job"):
-            return str(self._endpoints["job"].register_job(job_id, dict(job))["EvalID"])
+        what = f"job {job_id}"
+        with self._in_words(what, needs="submit-job"):
+            answer = self._endpoints["job"].request(job_id, json=dict(job), method="post")
+        return str(self._read(answer, what, dict).get("EvalID", ""))
 
     def deregister(self, job_id: str, *, purge: bool) -> None:
         """Stop ``job_id``, and with ``purge`` make Nomad forget it. A job that doesn't exist is no error."""
         validate_id(job_id, "job id")
+        what = f"job {job_id}"
+        params = {"namespace": self.namespace, "purge": "true" if purge else "false"}
         try:
-            with self._in_words(f"job {job_id}", needs="submit-job"):
-                self._endpoints["job"].deregister_job(
-                    job_id, namespace=self.namespace, purge="true" if purge else "false"
-                )
+            with self._in_words(what, needs="submit-job"):
+                answer = self._endpoints["job"].request(job_id, params=params, method="delete")
         except NotFoundError:
             return
+        self._read(answer, what, dict)
 
     def restart(self, allocation: str, task: str) -> None:
         """Have ``task`` of ``allocation`` restarted where it runs; returns when its process has ended.
@@ -225,8 +228,9 @@ class Client:
         Raises :class:`ForbiddenError` to a token without ``alloc-lifecycle``.
         """
         validate_id(allocation, "allocation id")
-        with self._in_words(f"restart of allocation {allocation}", needs="alloc-lifecycle"):
-            self._files.allocation.request(
+        what = f"restart of allocation {allocation}"
+        with self._in_words(what, needs="alloc-lifecycle"):
+            answer = self._files.allocation.request(
                 allocation,
                 "restart",
                 json={"TaskName": task},
@@ -234,20 +238,25 @@ class Client:
                 method="post",
                 timeout=_RESTART_S,
             )
+        self._read(answer, what, dict)
 
     def forget_node(self, node_id: str) -> None:
         """Make Nomad forget a node whose client has ended; needs ``node { policy = "write" }``."""
         validate_id(node_id, "node id")
-        with self._in_words(f"node {node_id}"):
-            self._endpoints["node"].request(node_id, "purge", method="post")
+        what = f"node {node_id}"
+        with self._in_words(what):
+            answer = self._endpoints["node"].request(node_id, "purge", method="post")
+        self._read(answer, what, dict)
 
     def bootstrap(self, token: str) -> None:
         """Make ``token``, a UUID, the first management token of a cluster whose access control has none yet.
 
         Raises :class:`RejectedError` where somebody did so before.
         """
-        with self._in_words("the first token of its access control"):
-            self._endpoints["acl"].request("bootstrap", json={"BootstrapSecret": token}, method="post")
+        what = "the first token of its access control"
+        with self._in_words(what):
+            answer = self._endpoints["acl"].request("bootstrap", json={"BootstrapSecret": token}, method="post")
+        self._read(answer, what, dict)
 
     # -- errors ----------------------------------------------------------------------------------------------------
 
@@ -255,62 +264,8 @@ class Client:
     def _in_words(self, what: str, needs: str = "read-job, list-jobs, read-logs, read-fs") -> Iterator[None]:
         try:
             yield
-        except (BaseNomadException, TimeoutNomadException, requests.RequestException) as error:
-            raise self._told(error, what, needs) from None
-
-    def _told(self, error: Exception, what: str, needs: str) -> SifproofError:
-        cause = getattr(error, "nomad_resp", error)
-        if isinstance(cause, requests.Response):
-            return self._refused(cause, what, needs)
-        if isinstance(cause, requests.exceptions.SSLError):
-            return SifproofError(
-                f"Nomad at {self.address} can't be trusted",
-                why=_innermost(cause),
-                todo="set NOMAD_CACERT to the certificate of the authority that signed the server's, "
-                "and NOMAD_CLIENT_CERT and NOMAD_CLIENT_KEY where the server asks for a client's",
-            )
-        if isinstance(cause, requests.exceptions.ConnectionError):
-            return SifproofError(
-                f"Nomad can't be reached at {self.address}",
-                why=_innermost(cause),
-                todo="check NOMAD_ADDR (or nomad.address) and that the agent runs; "
-                "without an address, a run starts an agent of its own",
-            )
-        if isinstance(cause, requests.exceptions.Timeout):
-            return SifproofError(
-                f"Nomad at {self.address} did not answer ({what})", todo="look at the load and the log of its servers"
-            )
-        if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
-            # requests checks the certificate files itself
-            return SifproofError(str(cause), todo="check NOMAD_CACERT, NOMAD_CLIENT_CERT and NOMAD_CLIENT_KEY")
-        return SifproofError(f"The talk with Nomad at {self.address} failed ({what})", why=_innermost(cause))
-
-    def _refused(self, answer: requests.Response, what: str, needs: str) -> SifproofError:
-        text = " ".join(answer.text.split())[:500]
-        status = answer.status_code
-        if status == 400 and "HTTPS server" in text:
-            return SifproofError(
-                f"Nomad at {self.address} speaks TLS only",
-                todo="write https:// in NOMAD_ADDR",
-                fault=Fault.CONFIGURATION,
-            )
-        # Nomad 1.11 answers 500 to a job that its own validation refuses, with a list of what is wrong.
-        if status == 400 or (status == 500 and re.match(r"\d+ errors? occurred:", text)):
-            return RejectedError(f"Nomad rejected {what}", why=text, fault=Fault.CONFIGURATION)
-        if status in (401, 403):
-            return ForbiddenError(
-                f"Nomad at {self.address} does not permit it ({what})",
-                why=text,
-                todo=f"set NOMAD_TOKEN to a token whose policy has {needs} in namespace {self.namespace!r} "
-                'and node { policy = "read" }',
-            )
-        if status == 404 or (status == 500 and ("no such file" in text or "not found" in text)):
-            return NotFoundError(f"Nomad at {self.address} has no {what}", why=text)
-        if "no cluster leader" in text.lower():
-            return SifproofError(
-                f"The Nomad cluster at {self.address} has no leader", todo="wait for its servers to elect one"
-            )
-        return SifproofError(f"Nomad at {self.address} failed ({what})", why=f"HTTP {status}, {text}")
+        except (BaseNomadException, *FAULTS) as error:
+            raise self._telling.told(error, what, needs) from None
 
 
 def connect(
@@ -369,31 +324,3 @@ def connect(
         certificate=(certificate, key) if certificate and key else None,
         server_name=setting("NOMAD_TLS_SERVER_NAME"),
     )
-
-
-def without_password(address: str) -> str:
-    """``address`` without the ``user:password@`` that it may have."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host``, an address or a name, is this machine."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _innermost(error: object) -> str:
-    """The last words of a chain such as MaxRetryError(NewConnectionError(ConnectionRefusedError))."""
-    while True:
-        inner = getattr(error, "reason", None) or getattr(error, "__cause__", None)
-        if not isinstance(inner, Exception):
-            arguments = getattr(error, "args", ())
-            inner = next((a for a in arguments if isinstance(a, Exception)), None)
-        if inner is None or inner is error:
-            break
-        error = inner
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.rpartition(": ")[2] if "Connection" in type(error).__name__ else text
