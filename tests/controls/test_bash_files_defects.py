@@ -10,7 +10,7 @@ from placed import red, verdicts
 from sifproof.records import Verdict
 
 HERE = Path(__file__).parent
-SUITES = ("bash", "files")
+SUITES = ("bash", "files", "health")
 DEFECTS = {n: d for n, d in defects.load().items() if d.nomad and d.red[0].partition(".")[0] in SUITES}
 
 

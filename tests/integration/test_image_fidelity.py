@@ -219,3 +219,24 @@ def test_a_damaged_sif_is_not_taken_for_a_sound_one(odd, tmp_path, begin, length
 
 def test_unsquashfs_is_found_beside_mksquashfs():
     assert squashfs._unsquashfs().parent == tools.require("mksquashfs").path.resolve().parent
+
+
+def test_an_unsquashfs_that_ends_well_and_says_what_nobody_can_read_is_no_sif_read(odd, monkeypatch, tmp_path):
+    _, made = odd
+    program = tmp_path / "unsquashfs"
+    program.write_text("#!/bin/sh\ntrap '' PIPE\necho what is this\nexit 0\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(squashfs, "_unsquashfs", lambda: program)
+    # Until it has ended by itself: else it is killed, which shows in how it ended.
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: process.wait())
+    with pytest.raises(SifproofError, match=r"unsquashfs can't read .*: it ended before the contents"):
+        squashfs.read(Path(made.sif))
+
+
+def test_of_a_long_file_in_a_sif_only_the_beginning_is_kept(tmp_path):
+    held = [samples.layer({"long": b"x" * (3 * 2**20)})]
+    layout = samples.oci_layout(tmp_path / "layout", held=held)
+    made = convert.convert(parse(f"oci:{layout}"), tmp_path / "store", log=tmp_path / "log")
+    content = squashfs.read(Path(made.sif), frozenset({"long"}))
+    assert len(content.kept["long"]) == 2**20
+    assert content.tree["long"].sha256 == hashlib.sha256(b"x" * (3 * 2**20)).hexdigest()

@@ -21,7 +21,7 @@ from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import cleanup, preflight, static_port, submit, supervisor, teardown, traces
 from sifproof.nomad import job as jobs
 from sifproof.nomad.allocations import get_job_allocations
-from sifproof.nomad.client import NotFoundError, RejectedError
+from sifproof.nomad.client import NotFoundError, RejectedError, UnreadableFileError
 from sifproof.nomad.userns import needs_userns
 from sifproof.run import Run
 
@@ -480,3 +480,32 @@ def test_the_end_of_a_run_takes_its_jobs_along(agent, client, tmp_path, monkeypa
     assert [j["ID"] for j in client.get("jobs")] == [other.job_id("a")]
     assert cleanup.sweep(other) == [f"job {other.job_id('a')}: stopped and purged"]
     assert cleanup.sweep(other) == []
+
+
+def test_a_file_of_a_task_is_read_within_bounds(client):
+    line = 'cd "$NOMAD_ALLOC_DIR/data"; truncate -s 1T huge; mkdir folder; ' + LISTEN
+    (allocation,) = run(client, shell_job(new_id(), line))
+    wait_until(lambda: static_port.answers(allocation.address, allocation.port, 1.0))
+    for name in ("huge", "folder"):
+        with pytest.raises(UnreadableFileError):
+            client.file(allocation.id, f"/alloc/data/{name}")
+
+
+def test_each_port_and_each_process_is_judged_by_its_own_end(client, tmp_path):
+    """One that stays makes none look late that closed at once."""
+    (allocation,) = run(client, shell_job(new_id(), LISTEN))
+    other = str(uuid.uuid4())
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        subprocess.Popen(["sleep", "600"], env={"NOMAD_ALLOC_ID": other}) as process,
+    ):
+        stays = allocation.model_copy(update={"id": other, "port": listener.getsockname()[1]})
+        known = [stays, allocation]
+        ends = teardown.stop_and_verify(
+            client, allocation.job_id, known, collect=tmp_path / "collected", deadline_s=8, local=True
+        ).allocations
+        process.kill()
+    first, second = ends
+    assert (first.port_closed_s, first.ended_s) == (None, None)
+    assert second.port_closed_s is not None and second.port_closed_s < 8
+    assert second.ended_s is not None and second.ended_s < 8

@@ -403,3 +403,37 @@ def test_time_from_start_to_ready(tmp_path, watched):
     agent = start(tmp_path, watched.pid)
     assert 0 < agent.ready_s <= time.monotonic() - begin
     local.stop(agent.run, tmp_path)
+
+
+CLEARED = """
+import json, subprocess, sys
+from pathlib import Path
+from sifproof.nomad import local
+home, precious = map(Path, sys.argv[1:])
+for name in ("gr\u00fc\u00dfe", "a b\\\\c"):
+    (home / name).mkdir(parents=True)
+    subprocess.run(["mount", "--bind", precious, home / name], check=True)
+print(json.dumps([local.clear(home), home.exists()]))
+"""
+
+
+@pytest.mark.parametrize("umount", ["works", "fails"])
+def test_what_lies_behind_a_mount_is_not_removed_with_a_directory(tmp_path, umount, monkeypatch):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("kept")
+    if umount == "fails":
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "umount").symlink_to("/bin/false")
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    home = tmp_path / "\u00e4 home" / "run"
+    said = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", CLEARED, home, precious],
+        check=True,
+        stdout=subprocess.PIPE,
+    ).stdout
+    found, there = json.loads(said)
+    mounted = {f"mount {home}/gr\u00fc\u00dfe", f"mount {home}/a b\\c"}
+    assert mounted <= set(found)
+    assert (there, len(found)) == ((False, 2) if umount == "works" else (True, 3))
+    assert (precious / "file").read_text() == "kept"

@@ -58,3 +58,10 @@ def test_capture(python):
     with pytest.raises(ToolFailure) as raised:
         process.capture("python", "-c", "import time; time.sleep(60)", timeout_s=0.2)
     assert raised.value.status is None
+
+
+def test_of_a_tool_that_says_a_lot_the_end_is_kept(python, tmp_path):
+    with pytest.raises(ToolFailure) as raised:
+        process.run("python", ["-c", "print('x' * 2**20); print('Error: the end'); exit(1)"], log=None, timeout_s=60)
+    assert len(raised.value.output) == 256 * 1024
+    assert raised.value.last_words == "Error: the end"

@@ -8,7 +8,7 @@ import pytest
 from sifproof import config
 from sifproof.cluster import Cluster
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad.client import Client, NotFoundError, RejectedError, connect
+from sifproof.nomad.client import Client, NotFoundError, RejectedError, UnreadableFileError, connect
 
 TOKEN = "7a6d1f52-secret"
 
@@ -196,3 +196,19 @@ def test_settings_that_cannot_work_are_told_before_anything_is_sent(variables, s
     with pytest.raises(SifproofError, match=says) as caught:
         connect(address, environment=variables)
     assert caught.value.fault is Fault.CONFIGURATION
+
+
+@pytest.mark.parametrize(
+    ("stat", "content", "said"),
+    [
+        ({"FileMode": "-rw-r--r--", "Size": 10**12}, b"", r"is not read: 1000000000000 bytes, 1048576 at most"),
+        ({"FileMode": "-rw-r--r--", "Size": 2}, b"x" * (2**20 + 1), r"is not read: 1048577 bytes, 1048576 at most"),
+        ({"FileMode": "prw-r--r--", "Size": 0}, b"", r"is no ordinary file: prw-r--r--"),
+    ],
+)
+def test_a_file_of_a_task_is_read_within_bounds(nomad, stat, content, said):
+    nomad.by_path = {"/v1/client/fs/stat/abc": (200, stat), "/v1/client/fs/readat/abc": (200, content)}
+    with connect(nomad.address, environment={}) as client, pytest.raises(UnreadableFileError, match=said) as raised:
+        client.file("abc", "/alloc/data/x")
+    assert raised.value.fault is Fault.IMAGE
+    assert all("limit=1048577" in path for _, path, _, _ in nomad.seen if "readat" in path)

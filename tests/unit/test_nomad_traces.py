@@ -136,3 +136,24 @@ def test_an_engine_that_hangs_keeps_nothing_else_from_being_cleared_away(
     (tmp_path / "home" / "data" / "alloc" / ID).mkdir(parents=True)
     assert local.clear(tmp_path / "home") == ["container 0123456789ab x (running)"] * (hangs == "rm")
     assert not (tmp_path / "home").exists()
+
+
+def test_mounts_are_found_whatever_letters_their_path_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "self").mkdir()
+    lines = [
+        "1 0 8:1 /root/gr\u00fc\u00dfe\\040a /home/gr\u00fc\u00dfe\\040a/\\134x rw shared:1 - ext4 /dev/sda1 rw",
+        "2 0 8:1 / /elsewhere rw - fuse /home/gr\u00fc\u00dfe\\040a/image rw",
+        "3 0 8:1 / /other rw - ext4 /dev/sda1 rw,upperdir=/home/none",
+    ]
+    raw = "\n".join(lines).encode() + b"\n4 0 8:1 / /home/gr\xfc\xdfe rw - tmpfs tmpfs rw\n"
+    (tmp_path / "self" / "mountinfo").write_bytes(raw)
+    monkeypatch.setattr(traces, "_PROC", tmp_path)
+    assert traces.find_mounts("/home/gr\u00fc\u00dfe a/") == ["/home/gr\u00fc\u00dfe a/\\x", "/elsewhere"]
+    assert traces.find_mounts("/home/gr\udcfc\udcdfe") == ["/home/gr\udcfc\udcdfe"]
+    assert traces.find_mounts("/home/none") == []
+
+
+def test_a_node_tells_mounts_whatever_letters_their_path_has() -> None:
+    found = remains.Remains()
+    remains._read(f"mount /gr\u00fc\u00dfe\\040a/{ID}/secrets\nend\n", ID, found)
+    assert found.mounts == [f"/gr\u00fc\u00dfe a/{ID}/secrets"]

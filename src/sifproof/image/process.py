@@ -17,12 +17,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from sifproof import tools
 from sifproof.errors import SifproofError
 from sifproof.image import scratch
 
 _PR_SET_PDEATHSIG = 1
+_WORDS_BYTES = 256 * 1024
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # How skopeo, buildah and docker dress up what they say.
@@ -126,8 +128,14 @@ def run(
         finally:
             _end(process)
         if status != 0:
-            stream.seek(begin)
-            raise ToolFailure(name, status, stream.read().decode(errors="replace"))
+            raise ToolFailure(name, status, tail(stream, _WORDS_BYTES, begin))
+
+
+def tail(stream: IO[bytes], most: int, begin: int = 0) -> str:
+    """The last ``most`` bytes of what ``stream`` holds from ``begin`` on: a tool may say any amount."""
+    end = stream.seek(0, os.SEEK_END)
+    stream.seek(max(begin, end - most))
+    return stream.read(most).decode(errors="replace")
 
 
 def _die_with_parent() -> None:

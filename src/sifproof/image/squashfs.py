@@ -18,9 +18,11 @@ from typing import IO, Literal, NamedTuple
 from sifproof import tools
 from sifproof.errors import SifproofError
 from sifproof.image import sif
+from sifproof.image.process import tail
 from sifproof.image.tree import Entry, Kind, Tree, hash_of
 
 _MINIMUM = "4.5"
+_KEPT_BYTES = 2**20
 _MARK = (b"#\n", b"# START OF DATA - DO NOT MODIFY\n", b"#\n")
 _WORD = rb"((?:[^\s\\]|\\.)+)"
 _NAME = _WORD + rb" "
@@ -42,7 +44,7 @@ class Content(NamedTuple):
 
     tree: Tree
     kept: dict[str, bytes]
-    """The contents of the files that were asked for, by path."""
+    """The contents of the files that were asked for, by path; of a long one the first MiB."""
     programs: Counter[str]
     """How many ELF programs and libraries there are by processor, as GOARCH names it."""
 
@@ -66,10 +68,9 @@ def read(path: Path, keep: frozenset[str] = frozenset()) -> Content:
             except (ValueError, LookupError, EOFError) as error:
                 problem = str(error)
                 process.kill()
-        if process.returncode == 0:
+        if process.returncode == 0 and not problem:
             return content
-        words.seek(0)
-        said = words.read()[-500:].decode(errors="replace").strip()
+        said = tail(words, 500).strip()
     why = problem or f"exit status {process.returncode}"
     raise SifproofError(f"unsquashfs can't read {path}", why=f"{why}; it says: {said}" if said else why)
 
@@ -95,7 +96,7 @@ def _read(stream: IO[bytes], keep: frozenset[str]) -> Content:
     kept: dict[str, bytes] = {}
     programs: Counter[str] = Counter()
     for path, size in sizes:
-        head = stream.read(size if path in keep else min(size, 64))
+        head = stream.read(min(size, _KEPT_BYTES if path in keep else 64))
         if path in keep:
             kept[path] = head
         if head.startswith(_ELF):

@@ -37,6 +37,16 @@ _JITTER = 1 / 16
 _LISTS = frozenset({"nodes", "jobs", "allocations", "evaluations"})
 """Ends of paths whose answer is a list; that of others is an object."""
 
+FILE_BYTES = 2**20
+"""Most of a file of an allocation that is read, unless a caller says otherwise: a task may write what it likes."""
+
+
+class UnreadableFileError(SifproofError):
+    """A file of an allocation is too long, or no ordinary file."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(what, why=why, todo="look at what the server writes there", fault=Fault.IMAGE)
+
 
 class Client:
     """A connection to one Nomad cluster; made by :func:`connect`. Not for use by two threads at once."""
@@ -155,19 +165,29 @@ class Client:
         versions = [str(node["Version"]) for node in self.get("nodes") if node["Status"] == "ready"]
         return min(versions, key=lambda version: [int(n) for n in re.findall(r"\d+", version)], default="")
 
-    def file(self, allocation: str, path: str) -> bytes:
+    def file(self, allocation: str, path: str, most: int = FILE_BYTES) -> bytes:
         """The content of ``path`` in the directory of ``allocation``, such as ``/alloc/data/slot_0/x``.
 
-        Read through Nomad, from the node. Raises :class:`NotFoundError` where there is no such file.
+        Read through Nomad, from the node. Raises :class:`NotFoundError` where there is no such file, and
+        :class:`UnreadableFileError` where it is no ordinary file, or longer than ``most`` bytes: a task makes it as it
+        likes.
         """
         validate_id(allocation, "allocation id")
         what = f"file {path} of allocation {allocation}"
         with self._in_words(what):
-            # For a missing file Nomad 1.11.2 answers 200 to `cat`, with the error as its text; to `stat` 404.
-            stat = self._files.stat.request(allocation, params=self._file_params(path=path), method="get")
-            self._read(stat, what, dict)
-            answer = self._files.cat.request(allocation, params=self._file_params(path=path), method="get")
-        return bytes(answer.content)
+            # For a missing file Nomad 1.11.2 answers 200 to a read, with the error as its text; to `stat` 404.
+            answer = self._files.stat.request(allocation, params=self._file_params(path=path), method="get")
+            found = self._read(answer, what, dict)
+            size, mode = int(found.get("Size") or 0), str(found.get("FileMode"))
+            if not mode.startswith("-"):
+                raise UnreadableFileError(f"The {what} is no ordinary file", mode)
+            if size <= most:
+                # It may have grown meanwhile.
+                params = self._file_params(path=path, offset=0, limit=most + 1)
+                content = bytes(self._files.read_at.request(allocation, params=params, method="get").content)
+                if len(content) <= most:
+                    return content
+        raise UnreadableFileError(f"The {what} is not read", f"{max(size, most + 1)} bytes, {most} at most")
 
     def checks(self, allocation: str) -> dict[str, tuple[str, str]]:
         """What Nomad's own checks of the services of ``allocation`` said last: status and output of each, by its name.
@@ -195,7 +215,7 @@ class Client:
                 )
         except NotFoundError:
             return ""
-        return cast(bytes, answer.content).decode("utf-8", "replace")
+        return cast(bytes, answer.content)[-tail:].decode("utf-8", "replace")
 
     def _file_params(self, **params: Any) -> dict[str, Any]:
         return {"namespace": self.namespace, **params}

@@ -339,8 +339,7 @@ def end_second_client(place: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         traces.end_processes(_agent(place, (place / "pid").read_text(encoding="ascii")), 0)
     _end(lambda: processes(place))
-    for point in traces.find_mounts(f"{place}/"):
-        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
+    _unmount(place)
 
 
 def clear(home: Path) -> list[str]:
@@ -355,9 +354,7 @@ def clear(home: Path) -> list[str]:
                     found.append(f"container {container}")
                     traces.remove_container(container, str(docker.path))
     found += _end(lambda: [*_agents(home), *processes(home)])
-    for point in traces.find_mounts(f"{home}/"):
-        found.append(f"mount {point}")
-        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
+    found += [f"mount {point}" for point in _unmount(home)]
     for allocation in _allocations(home):
         for group in _paths(_CGROUPS, f"*/nomad/{allocation.name}.*"):
             with contextlib.suppress(OSError):
@@ -365,8 +362,19 @@ def clear(home: Path) -> list[str]:
     temporary = _temporary(home)
     if temporary:
         shutil.rmtree(temporary, ignore_errors=True)
+    left = traces.find_mounts(f"{home}/")
+    if left:  # what lies behind it may be anybody's
+        return [*found, f"nothing, of the files: {', '.join(left)} can't be unmounted"]
     shutil.rmtree(home, ignore_errors=True)
     return found
+
+
+def _unmount(folder: Path) -> list[str]:
+    """Undo the mounts in ``folder``, and those of what is in it; where they were."""
+    points = traces.find_mounts(f"{folder}/")
+    for point in points:
+        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
+    return points
 
 
 def _end(find: Callable[[], list[traces.Process]]) -> list[str]:

@@ -7,6 +7,7 @@ known again by its number and its start: an orphaned squashfuse_ll shows no trac
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from sifproof.errors import SifproofError
 from sifproof.nomad.client import Client
 from sifproof.nomad.job import validate_id
 from sifproof.nomad.probe import run_on_nodes
-from sifproof.nomad.traces import Process
+from sifproof.nomad.traces import Process, unescape
 
 _PROCESS = re.compile(r"process (\S+) (\d+) (\d+) ([a-z]+) (\S*) ?(.*)")
 _START_S = 60.0
@@ -96,7 +97,7 @@ def _read(output: str, allocation: str, remains: Remains) -> None:
                 remains.processes.append(process)
                 remains.earlier.append(f"{allocation} {match[2]} {match[3]} {match[4]}")
         elif kind == "mount" and allocation in rest:
-            remains.mounts.append(rest.encode().decode("unicode_escape"))
+            remains.mounts.append(unescape(os.fsencode(rest)))
         elif kind == "container" and rest.startswith(f"{allocation} "):
             remains.containers.append(rest.partition(" ")[2])
         elif kind == "unseen" and rest.startswith(f"{allocation} "):

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,11 +112,12 @@ def stop_and_verify(
         end = stopped + deadline_s
         client.deregister(job_id, purge=False)
         # At once: a process or a port that stays must not make the rest look late.
-        with ThreadPoolExecutor(2) as watchers:
-            ports = watchers.submit(lambda: {a.id: _wait_closed(a, stopped, end) for a in known.values()})
-            processes = watchers.submit(_wait_ended, pidfds, stopped, end)
+        with ThreadPoolExecutor(2 * len(known) + 1) as watchers:
+            ports = {a.id: watchers.submit(_wait_closed, a, stopped, end) for a in known.values()}
+            processes = {key: watchers.submit(_wait_ended, held, stopped, end) for key, held in pidfds.items()}
             terminal = _wait_terminal(client, job_id, ids, stopped, end)
-            closed, gone = ports.result(), processes.result()
+            closed = {key: port.result() for key, port in ports.items()}
+            gone = {key: process.result() for key, process in processes.items()}
 
         final = {a.id: a for a in _listed(client, job_id)}
         collected = _collect(client, job_id, [final.get(i, known[i]) for i in ids], collect)
@@ -253,14 +254,10 @@ def _wait_closed(allocation: Allocation, stopped: float, end: float) -> tuple[fl
         pause = min(pause * 2, longest)
 
 
-def _wait_ended(held: Mapping[str, _Held], stopped: float, end: float) -> dict[str, float | None]:
-    """Seconds from ``stopped`` until the server's processes of each allocation had ended; ``None``: they did not."""
-    return {
-        key: time.monotonic() - stopped
-        if traces.wait_ended([d for p, d in pairs if not p.is_nomad], max(end - time.monotonic(), 0))
-        else None
-        for key, pairs in held.items()
-    }
+def _wait_ended(held: _Held, stopped: float, end: float) -> float | None:
+    """Seconds from ``stopped`` until the server's processes of an allocation had ended; ``None``: they did not."""
+    ended = traces.wait_ended([d for p, d in held if not p.is_nomad], max(end - time.monotonic(), 0))
+    return time.monotonic() - stopped if ended else None
 
 
 def _wait_terminal(client: Client, job_id: str, ids: Collection[str], stopped: float, end: float) -> dict[str, float]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -82,7 +83,7 @@ def find_processes(needles: Collection[str], by: Collection[str] = ANY) -> dict[
     process and its ancestors, and Nomad agents.
     """
     found: dict[str, dict[int, Process]] = {needle: {} for needle in needles}
-    wanted = {needle: needle.encode() for needle in needles}
+    wanted = {needle: os.fsencode(needle) for needle in needles}
     skip = set(_lineage())
     own_mounts = _namespace(os.getpid())
     parents: dict[int, int] = {}
@@ -144,7 +145,7 @@ def _traces(process: Path, own_mounts: str) -> Iterator[tuple[str, bytes]]:
     if _namespace(int(process.name)) not in ("", own_mounts):
         with contextlib.suppress(OSError):
             for line in (process / "mountinfo").read_bytes().splitlines():
-                yield "mount", line.split(b" ")[3]
+                yield "mount", os.fsencode(unescape(line.split(b" ")[3]))
 
 
 def _namespace(pid: int) -> str:
@@ -178,10 +179,17 @@ def _process(pid: int, by: str) -> Process:
 def find_mounts(needle: str) -> list[str]:
     """The mount points on this machine that ``needle`` occurs in, or whose source it occurs in; innermost first."""
     points = []
-    for line in (_PROC / "self" / "mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-        if needle in line:
-            points.append(line.split(" ")[4].encode().decode("unicode_escape"))
+    for line in (_PROC / "self" / "mountinfo").read_bytes().splitlines():
+        before, _, after = line.partition(b" - ")
+        _, _, _, root, point, *_ = before.split(b" ")
+        if any(needle in unescape(field) for field in (root, point, *after.split(b" ")[1:2])):
+            points.append(unescape(point))
     return sorted(points, key=len, reverse=True)
+
+
+def unescape(field: bytes) -> str:
+    """A path as it is, from mountinfo, which writes white space and backslashes as octal numbers."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda number: bytes([int(number[1], 8)]), field))
 
 
 def find_containers(allocation: str, docker: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Who answers, and how it says that it is well."""
 
+import os
 import signal
 import sys
 import tempfile
@@ -24,6 +25,16 @@ def data_elsewhere(arguments):
 async def every_write_lost(path, call, go):
     """Each write is answered as done, and lost."""
     return ANSWERED if is_call(call, "write_file") else await go(call)
+
+
+@turns_red("health.identity", nomad=True)
+async def hidden_files_grow(path, call, go):
+    """A hidden file that is written is 1 TB long afterwards, nearly all of it a hole."""
+    answer = await go(call)
+    if is_call(call, "write_file") and call["args"]["path"].startswith("."):
+        data = sys.argv[sys.argv.index("--data-dir") + 1]
+        os.truncate(f"{data}/{call['slot_id']}/{call['args']['path']}", 10**12)
+    return answer
 
 
 @turns_red("health.status", plain=True, elsewhere=("protocol.described",))

@@ -6,7 +6,7 @@ What a slot's commands see, not what the server could: a server may well contain
 from __future__ import annotations
 
 import json
-import re
+import os
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -19,6 +19,7 @@ from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check,
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.job import DOCKER_PORT
+from sifproof.nomad.traces import unescape
 
 PLACES = {
     "home": "the home directory of the Nomad client's user",
@@ -160,20 +161,19 @@ def far_directories(node: Said, inside: Said, given: Iterable[str]) -> list[tupl
     found = []
     for line in node["far"]:
         device, root, point, folder = line.split(" ", 3)
-        path = PurePosixPath(_unescaped(root)) / PurePosixPath(folder).relative_to(_unescaped(point))
+        path = PurePosixPath(_path(root)) / PurePosixPath(folder).relative_to(_path(point))
         if any(PurePosixPath(folder).is_relative_to(one) for one in given):
             continue
         found += [
-            (_unescaped(there), folder)
+            (_path(there), folder)
             for its_device, shown, there in (mount.split(" ") for mount in inside["far"])
-            if its_device == device and path.is_relative_to(_unescaped(shown))
+            if its_device == device and path.is_relative_to(_path(shown))
         ]
     return found
 
 
-def _unescaped(path: str) -> str:
-    """A path as it is, from mountinfo, which writes spaces and the like as octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda number: chr(int(number[1], 8)), path)
+def _path(field: str) -> str:
+    return unescape(os.fsencode(field))
 
 
 def _identities(said: Said) -> dict[str, str]:
