@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
+from slotserver.access import Access, parse_sha256
 from slotserver.api import Api
 from slotserver.slots import Slots
 
@@ -44,6 +45,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="without bubblewrap, run the commands of all slots as the server's own user even where it is root",
     )
+    parser.add_argument(
+        "--token-sha256",
+        action="append",
+        type=_sha256,
+        default=[],
+        metavar="HEX",
+        help="SHA-256 of a token that clients send as `Authorization: Bearer TOKEN`; may be given several times. "
+        "Without it whoever reaches the port can run commands",
+    )
     return parser.parse_args(arguments)
 
 
@@ -55,7 +65,8 @@ async def serve(options: argparse.Namespace) -> None:
     data_dir = options.data_dir.absolute()
     slots, why_not = await Slots.make(data_dir, options.slots, user_per_slot=not options.one_user)
     _log.info("containment: %s%s", slots.containment.name, f" ({why_not})" if why_not else "")
-    runner = web.AppRunner(Api(slots, data_dir).application(), handle_signals=False, access_log=None)
+    api = Api(slots, data_dir, Access(options.token_sha256))
+    runner = web.AppRunner(api.application(), handle_signals=False, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, options.host, options.port).start()
     for address in runner.addresses:
@@ -78,6 +89,13 @@ def _whole_number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _sha256(text: str) -> str:
+    try:
+        return parse_sha256(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A server of agent sandboxes over HTTP: slots, each a workspace with tools that run in it, one at a time.
 
 ``api``          the HTTP endpoints
+``access``       who may use them
 ``protocol``     what goes over the wire: typed fields of a request, the result of a tool, limits
 ``slots``        the slots, their locks, and the way of one call through them
 ``tools``        the tools by name: bash, bash_stateful, read_file, write_file

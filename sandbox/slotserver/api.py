@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from . import artifacts
+from .access import Access
 from .artifacts import ArtifactError
 from .protocol import MAX_BODY_BYTES, BadFieldError, Call, Fields
 from .slots import STATE_DIRECTORY, Slots
@@ -22,16 +23,21 @@ _HANG_UP_NOTICED_WITHIN_S = 0.2
 _log = logging.getLogger(__name__)
 
 
-class Api:
-    """The endpoints over the slots of one server."""
+class StrangerError(Exception):
+    """A request from somebody who may not use the server."""
 
-    def __init__(self, slots: Slots, data_dir: Path) -> None:
+
+class Api:
+    """The endpoints over the slots of one server, for those whom ``access`` allows."""
+
+    def __init__(self, slots: Slots, data_dir: Path, access: Access) -> None:
         self._slots = slots
         self._data_dir = data_dir
+        self._access = access
 
     def application(self) -> web.Application:
         """The aiohttp application that answers them."""
-        app = web.Application(middlewares=[_errors_as_json], client_max_size=MAX_BODY_BYTES)
+        app = web.Application(middlewares=[_errors_as_json, self._guard], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get("/health", self.health),
@@ -45,6 +51,17 @@ class Api:
             ]
         )
         return app
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Refuse who may not use the server, before the body of the request is read."""
+        if not self._access.allows(request):
+            if (request.method, request.path) != ("GET", "/health"):
+                raise StrangerError
+            return web.json_response({"status": "ok"})
+        return await handler(request)
 
     async def health(self, _: web.Request) -> web.Response:
         """GET /health."""
@@ -146,6 +163,9 @@ async def _errors_as_json(
     headers = {}
     try:
         return await handler(request)
+    except StrangerError:
+        status, message = 401, "A token of this server's is needed, as Authorization: Bearer TOKEN"
+        headers = {"WWW-Authenticate": "Bearer"}
     except BadFieldError as error:
         status, message = 400, str(error)
     except ArtifactError as error:

@@ -45,6 +45,8 @@ SUITES: tuple[str, ...] = get_args(Suite)
 """In the order they run: first who answers, last what may end the server."""
 REFERENCE = "reference"
 """The value of ``image`` that names the reference image of this project (``sandbox/``)."""
+REFERENCE_COMMAND = ("python3", "/app/sandbox_server.py")
+"""Words that start the server in it."""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -163,9 +165,16 @@ class Sandbox(Section):
     )
     datacenter: str = Field(default="dc1", min_length=1, description="Nomad datacenter to place in")
     command: list[str] = Field(
-        default=["python3", "/app/sandbox_server.py"],
+        default=list(REFERENCE_COMMAND),
         min_length=1,
-        description="words that start the server in the image; `--port`, `--host`, `--slots` and `--data-dir` follow",
+        description="words that start the server in the image; `--port`, `--host`, `--slots` and `--data-dir` follow, "
+        "and `--token-sha256` where it takes `tokens`",
+    )
+    tokens: Literal["auto"] | bool = Field(
+        default="auto",
+        description="let nobody use the server but who has the job's token: it is started with `--token-sha256 HEX` "
+        "and answers 401 to requests without `Authorization: Bearer TOKEN`. `auto` does so for the server of the "
+        "reference image, for another may not know the option; see docs/how-to/own-image.md",
     )
     workdir: str = Field(default="/app", pattern=r"^/", description="working directory of the server in the container")
     binds: list[str] = Field(
@@ -200,6 +209,16 @@ class Sandbox(Section):
         default=False,
         description="leave the sandbox out, with a line that says so, where its driver can't be had",
     )
+
+    @property
+    def has_reference_server(self) -> bool:
+        """Whether its server is that of the reference image."""
+        return self.image == REFERENCE and tuple(self.command) == REFERENCE_COMMAND
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether its server is given the hash of a token."""
+        return self.has_reference_server if self.tokens == "auto" else self.tokens
 
     @model_validator(mode="after")
     def _binds_have_two_ends(self) -> Sandbox:

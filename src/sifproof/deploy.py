@@ -25,6 +25,7 @@ from sifproof.nomad.static_port import pick_static_port
 from sifproof.nomad.userns import needs_userns
 from sifproof.records import PlannedSandbox, write_atomically
 from sifproof.run import Run
+from sifproof.sandbox import tokens
 from sifproof.sandbox.client import SandboxClient, ServerError
 
 
@@ -39,6 +40,8 @@ def render_job(
     doctor: Doctor | None = None,
 ) -> None:
     """Write the Nomad job of a sandbox to ``output``; ``image`` is the file that conversion or loading wrote.
+
+    Where its server takes tokens, one is made for the job: see :mod:`sifproof.sandbox.tokens`.
 
     ``userns: auto`` goes by what ``doctor`` tried on the nodes, or on this machine under a local agent; or else by the
     capabilities of this machine, where the nodes are here.
@@ -61,6 +64,9 @@ def render_job(
         if port is None and singularity:
             with cluster.connect(settings.nomad) as client:
                 port = free_port(client, settings, sandbox, output.parent)
+        token_sha256 = [tokens.make(output)] if sandbox.takes_tokens else []
+        if not token_sha256:
+            tokens.remove(output)
         rendered = job.create_sandbox_job(
             planned.job_id,
             name,
@@ -81,6 +87,7 @@ def render_job(
             userns=singularity and userns,
             apptainer=sandbox.apptainer,
             sha256=sha256 if sandbox.verify_image else "",
+            token_sha256=token_sha256,
             constraints=constraints,
             lifetime_s=settings.nomad.lifetime_s,
             # What is killed has to be gone within the limit too.
@@ -139,7 +146,7 @@ def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster,
         submitted = time.monotonic()
         placed = submission.wait_for_allocations(client, job_id, planned.count, within_s, started=False)
         # Asked from now on: Nomad says "running" a while after a server may have answered.
-        with _first_answers(placed) as answers:
+        with _first_answers(placed, tokens.read(Path(job_file))) as answers:
             left = max(within_s - (time.monotonic() - submitted), 1.0)
             found = submission.wait_for_allocations(client, job_id, planned.count, left)
             running = time.monotonic()
@@ -159,12 +166,12 @@ def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster,
 
 
 @contextmanager
-def _first_answers(allocations: Sequence[Allocation]) -> Iterator[dict[str, Future[float | None]]]:
+def _first_answers(allocations: Sequence[Allocation], token: str | None) -> Iterator[dict[str, Future[float | None]]]:
     """When each of ``allocations`` first answered in health, by the monotonic clock; asked until the block ends."""
     over = threading.Event()
 
     def ask(url: str) -> float | None:
-        client = SandboxClient(url, timeout_s=1.0, grace_s=0.0)
+        client = SandboxClient(url, token=token, timeout_s=1.0, grace_s=0.0)
         while not over.is_set():
             try:
                 client.health()

@@ -5,11 +5,18 @@ import requests
 TIMEOUT_S = 15.0
 
 
-def script_stops(url: str) -> str:
+def script_stops(url: str, token: str | None = None) -> str:
     """Why a script that talks to the server at ``url``, prints the answers and asserts nothing, stops; or nothing.
 
-    It stops where a call raises: no answer, an HTTP error, no JSON, no such key.
+    It stops where a call raises: no answer, an HTTP error, no JSON, no such key. Who wrote it has the ``token``.
     """
+
+    def call(method: str, url: str, body: object = None):
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        answer = requests.request(method, url, json=body, headers=headers, timeout=TIMEOUT_S)
+        answer.raise_for_status()
+        return answer.json()
+
     try:
         print(call("GET", f"{url}/health")["status"])
         print(call("GET", f"{url}/slots")["slots"])
@@ -30,12 +37,6 @@ def script_stops(url: str) -> str:
     except (requests.RequestException, KeyError, TypeError) as error:
         return repr(error)
     return ""
-
-
-def call(method: str, url: str, body: object = None):
-    answer = requests.request(method, url, json=body, timeout=TIMEOUT_S)
-    answer.raise_for_status()
-    return answer.json()
 
 
 def probe_fails(url: str) -> str:

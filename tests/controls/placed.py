@@ -33,6 +33,7 @@ from sifproof.image.reference import build_reference_image
 from sifproof.nomad import local, teardown
 from sifproof.records import PlannedSandbox, Verdict, write_atomically
 from sifproof.run import Run, new_id
+from sifproof.sandbox import tokens
 
 SLOTS = 3
 TRIED: set[str] = set()
@@ -123,6 +124,7 @@ class House:
                         endpoints=endpoints,
                         job=job,
                         image=file,
+                        token=tokens.read(output),
                     )
                 )
                 if ready:
@@ -143,7 +145,7 @@ def try_without_gate(name: str, server: Server) -> None:
     """Of the control ``name``, planted in ``server``, as much is noticed without the gate as the matrix says."""
     TRIED.add(name)
     planted = CONTROLS[name]
-    noticed = naive.script_stops(server.client.url), naive.probe_fails(server.client.url)
+    noticed = naive.script_stops(server.client.url, server.placed.token), naive.probe_fails(server.client.url)
     assert tuple(map(bool, noticed)) == (planted.plain, planted.health), noticed
 
 

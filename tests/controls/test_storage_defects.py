@@ -13,7 +13,6 @@ from catalogue import control
 from placed import red, try_without_gate, verdicts
 
 from sifproof.checks import registry, storage
-from sifproof.sandbox.client import SandboxClient
 
 RED = {
     "rename-in-two-steps": ("storage.rename",),
@@ -92,7 +91,7 @@ def server(house, file_system):
         return changed
 
     with house.sandbox("on-lacking", line=bound, limits=LIMITS) as server:
-        server.client = SandboxClient(server.client.url, grace_s=1.0)
+        server.client = server.client.clone(grace_s=1.0)
         yield server
 
 

@@ -447,7 +447,8 @@ def test_userns_auto_goes_by_what_was_seen_on_the_nodes(two, looked, tmp_path):
         # A node that is what this one is not.
         program = facts.programs[0].model_copy(update={"name": "apptainer", "plain": "no" if flips else OK})
         flipped = looked.looks[1].model_copy(update={"facts": facts.model_copy(update={"programs": (program,)})})
-        output = tmp_path / f"{flips}.json"
+        output = tmp_path / "jobs" / f"{flips}.json"
+        output.parent.mkdir(exist_ok=True)
         deploy.render_job(
             Run("r", tmp_path), planned, settings, far, image=str(image), output=output, doctor=Doctor(looks=[flipped])
         )

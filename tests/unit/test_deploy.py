@@ -1,6 +1,8 @@
 """What of a config is in the rendered job."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,14 @@ from sifproof import config, deploy
 from sifproof.cluster import Cluster
 from sifproof.records import PlannedSandbox
 from sifproof.run import Run
+from sifproof.sandbox import tokens
+
+
+def rendered_to(folder: Path) -> Path:
+    """Where the job lies in the folder of a run."""
+    output = folder / "jobs" / "box.json"
+    output.parent.mkdir()
+    return output
 
 
 @pytest.mark.parametrize(("stopped_within_s", "killed_after_s"), [(3, 5), (10, 5), (40, 20)])
@@ -16,6 +26,7 @@ def test_a_server_has_half_of_the_time_to_stop_until_it_is_killed(tmp_path, stop
     made = {"source": "x", "digest": "x", "architecture": "amd64", "sif": "/x.sif", "sha256": "0" * 64}
     image.write_text(json.dumps({**made, "size_bytes": 1, "created": "2026-01-01T00:00:00Z"}))
     sandbox = {"driver": "singularity", "port": 20000}
+    output = rendered_to(tmp_path)
     deploy.render_job(
         Run("r", tmp_path),
         PlannedSandbox(
@@ -24,8 +35,58 @@ def test_a_server_has_half_of_the_time_to_stop_until_it_is_killed(tmp_path, stop
         config.load({"sandboxes": {"box": sandbox}, "nomad": {"stopped_within_s": stopped_within_s}}),
         Cluster(address="http://127.0.0.1:1", version="", local=True),
         image=str(image),
-        output=tmp_path / "job.json",
+        output=output,
     )
-    task = json.loads((tmp_path / "job.json").read_text())["Job"]["TaskGroups"][0]["Tasks"][0]
+    task = json.loads(output.read_text())["Job"]["TaskGroups"][0]["Tasks"][0]
     assert task["KillTimeout"] == killed_after_s * 10**9
     assert f"timeout --foreground -k {killed_after_s} " in task["Config"]["args"][-1]
+
+
+REFERENCE_SERVER = {"driver": "docker"}
+TAKES_NONE = {
+    "another command": {"driver": "docker", "command": ["python3", "/other/server.py"]},
+    "another image": {"driver": "docker", "image": "docker-daemon:somebodys:1"},
+    "turned off": {"driver": "docker", "tokens": False},
+}
+
+
+def render(folder: Path, sandbox: dict[str, object]) -> Path:
+    image, output = folder / "image.json", rendered_to(folder)
+    image.write_text(json.dumps({"source": "x", "digest": "x", "id": "x", "name": "x", "layers": [], "seconds": {}}))
+    deploy.render_job(
+        Run("r", folder),
+        PlannedSandbox(name="box", driver="docker", image="x", slots=1, count=1, suites=[], job_id="sifproof-r-box"),
+        config.load({"sandboxes": {"box": sandbox}}),
+        Cluster(address="http://127.0.0.1:1", version="", local=True),
+        image=str(image),
+        output=output,
+    )
+    return output
+
+
+@pytest.mark.parametrize("sandbox", [REFERENCE_SERVER, {**TAKES_NONE["another image"], "tokens": True}])
+def test_a_job_holds_the_hash_of_its_token_which_lies_beside_it_for_its_user_alone(tmp_path, sandbox):
+    output = render(tmp_path, sandbox)
+    token = tokens.read(output)
+    assert (tmp_path / "tokens" / "box").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "tokens").stat().st_mode & 0o777 == 0o700
+    line = json.loads(output.read_text())["Job"]["TaskGroups"][0]["Tasks"][0]["Config"]["args"][-1]
+    assert line.split("--token-sha256 ")[1].split()[0] == hashlib.sha256(token.encode()).hexdigest()
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and token in path.read_text()] == [
+        tmp_path / "tokens" / "box"
+    ]
+
+
+def test_a_job_that_is_rendered_again_has_another_token(tmp_path):
+    first = tokens.read(render(tmp_path, REFERENCE_SERVER))
+    assert tokens.make(tmp_path / "jobs" / "box.json")
+    assert tokens.read(tmp_path / "jobs" / "box.json") != first
+
+
+@pytest.mark.parametrize("sandbox", TAKES_NONE.values(), ids=TAKES_NONE)
+def test_a_server_that_may_not_know_the_option_gets_none(tmp_path, sandbox):
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "box").write_text("of an earlier job")
+    output = render(tmp_path, sandbox)
+    assert "token" not in output.read_text()
+    assert tokens.read(output) is None

@@ -527,6 +527,8 @@ def test_a_local_agent_starts_containers_as_the_trial_on_this_machine_did(tmp_pa
     image = tmp_path / "box.json"
     made = {"source": "x", "digest": "x", "architecture": "amd64", "sif": "/x.sif", "sha256": "0" * 64}
     image.write_text(json.dumps({**made, "size_bytes": 1, "created": "2026-01-01T00:00:00Z"}))
+    output = tmp_path / "jobs" / "box.json"
+    output.parent.mkdir()
     for program, needed in (("apptainer", True), ("no-such", False)):
         deploy.render_job(
             Run("r", tmp_path),
@@ -536,10 +538,10 @@ def test_a_local_agent_starts_containers_as_the_trial_on_this_machine_did(tmp_pa
             settings(port=20000, apptainer=program),
             Cluster(address="http://127.0.0.1:1", version="", local=True),
             image=str(image),
-            output=tmp_path / "job.json",
+            output=output,
             doctor=here,
         )
-        assert ("--userns" in (tmp_path / "job.json").read_text()) is needed
+        assert ("--userns" in output.read_text()) is needed
     assert here.needs_userns("dc1", "apptainer", local=False) is None
 
 

@@ -105,6 +105,15 @@ def test_line_runs_contained_with_the_words_of_the_config(shell):
     ]
 
 
+@pytest.mark.parametrize("driver", ["singularity", "docker"])
+def test_the_hash_of_each_token_is_given_to_the_server_last(shell, driver):
+    hashes = ["a" * 64, "b" * 64]
+    words, environment = shell(line(singularity(driver=driver, command=["python3", "x"], token_sha256=hashes)))
+    assert words[-4:] == ["--token-sha256", hashes[0], "--token-sha256", hashes[1]]
+    assert not [name for name, value in environment.items() if hashes[0] in value]
+    assert "--token-sha256" not in line(singularity(driver=driver))
+
+
 def test_line_makes_the_directories_it_binds(shell):
     shell(line(singularity()))
     assert {p.name for p in shell.alloc.iterdir()} == {"data", "tmp"}

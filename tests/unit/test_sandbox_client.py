@@ -282,3 +282,67 @@ def test_slots_of_two_servers_take_turns() -> None:
         pool = SlotPool([SandboxClient(one), SandboxClient(two)])
         with pool.slot() as first, pool.slot() as second:
             assert {first.client.url, second.client.url} == {one, two}
+
+
+TOKEN = "a-token-that-nobody-else-has"
+
+
+def test_every_request_carries_the_token_and_a_clone_has_it_too() -> None:
+    seen: list[str | None] = []
+
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        seen.append(handler.headers["Authorization"])
+        says(GOOD)(handler, body)
+
+    with server(answer) as url:
+        client = SandboxClient(url, token=TOKEN)
+        client.health()
+        client.clone(timeout_s=1).bash("slot_0", "true")
+        SandboxClient(url).health()
+    assert seen == [f"Bearer {TOKEN}", f"Bearer {TOKEN}", None]
+
+
+def echo(status: int) -> Answer:
+    """A server that shows what it was sent, as some do that are told to help who writes them."""
+
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        says({"error": str(handler.headers), "output": 5}, status)(handler, body)
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_no_message_shows_the_token(status: int) -> None:
+    with server(echo(status)) as url:
+        client = SandboxClient(url, token=TOKEN)
+        with pytest.raises(ServerError) as error:
+            client.bash("slot_0", "true")
+        assert TOKEN.encode() not in client.request("GET", "/health")[1]
+    assert TOKEN not in f"{error.value} {error.value!r} {client!r} {SlotPool([])!r}"
+
+
+def test_nor_does_a_first_line_that_is_no_http() -> None:
+    def answer(handler: BaseHTTPRequestHandler, _: bytes) -> None:
+        handler.wfile.write(handler.headers["Authorization"].encode() + b"\r\n")
+
+    with server(answer) as url, pytest.raises(ServerError) as error:
+        SandboxClient(url, token=TOKEN).health()
+    assert "Bearer <token>" in str(error.value)
+
+
+def test_who_is_refused_learns_what_is_lacking() -> None:
+    with server(says({}, 401)) as url, pytest.raises(ServerError, match="Give the client the token") as error:
+        SandboxClient(url).slots()
+    assert error.value.status == 401
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\nX-Other: 1", "tökens"])
+def test_what_can_t_be_a_token_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(ValueError, match="visible ASCII") as error:
+        SandboxClient("http://127.0.0.1:1", token=token)
+    assert not token or token not in str(error.value)
+
+
+def test_a_short_token_is_left_alone_where_it_is_a_word_of_an_answer() -> None:
+    with server(says({"status": "ok"})) as url:
+        assert SandboxClient(url, token="ok").health() == {"status": "ok"}

@@ -190,7 +190,7 @@ def killed_data(server: Server) -> Finding:
 def stopped(server: Server) -> Finding:
     there = _twin(server)
     placed = there.placed
-    probe = SandboxClient(there.client.url, timeout_s=_ANSWERS_S, grace_s=0)
+    probe = there.client.clone(timeout_s=_ANSWERS_S, grace_s=0)
     place = (placed.node, placed.allocation.id, _port_inside(there))
     try:
         if checked := _checked_otherwise(there, "success"):
@@ -243,7 +243,7 @@ def _unable(there: Server) -> str:
     """Why a command does not work; empty where it does."""
     word = nonce()
     try:
-        result = SandboxClient(there.client.url, timeout_s=_WORKS_S, grace_s=0).bash(there.slot(), f"echo {word}")
+        result = there.client.clone(timeout_s=_WORKS_S, grace_s=0).bash(there.slot(), f"echo {word}")
     except ServerError as error:
         return str(error)
     return "" if result.output.strip() == word else str(result)
@@ -316,7 +316,7 @@ def _shares(there: Server) -> bool:
     """Whether some of what is sent to the port arrives at this server, though another holds it."""
     for _ in range(_TRIES):
         # Of two that listen on one port, the kernel picks one for each connection.
-        there.client, name = SandboxClient(there.client.url), f".{nonce()}"
+        there.client, name = there.client.clone(), f".{nonce()}"
         written = there.write(name, name)
         if not written.success:
             raise SifproofError("The server that holds the port can't write", why=str(written))

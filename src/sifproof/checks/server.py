@@ -37,6 +37,8 @@ class Placement:
     """As it was submitted: ``{"Job": {…}}``."""
     image: Path
     """The file that conversion or loading wrote: provenance, or the image in the Docker engine."""
+    token: str | None = field(default=None, repr=False)
+    """What the job's servers ask of their clients, where they do."""
 
     @cached_property
     def node(self) -> Node:

@@ -18,6 +18,7 @@ from sifproof.nomad import teardown
 from sifproof.nomad.allocations import Allocation, parse_allocation
 from sifproof.nomad.submit import check_alive
 from sifproof.records import PlannedSandbox, Verdict
+from sifproof.sandbox import tokens
 from sifproof.sandbox.client import SandboxClient
 
 Path = str | os.PathLike[str]
@@ -48,6 +49,7 @@ def run_suite(
         found = stages.read(endpoints, Endpoints)
         cluster = stages.read(nomad, Cluster)
         rendered = stages.read_document(job)
+        token = tokens.read(pathlib.Path(job))
         client = cluster.connect(settings.nomad)
     except SifproofError as error:
         yield from run_checks(checks, None, context, blocked=str(error))
@@ -65,6 +67,7 @@ def run_suite(
             endpoints=found,
             job=rendered,
             image=pathlib.Path(image),
+            token=token,
         )
         server = server_of(placement)
         there = context.at(allocation.node_name, allocation.id)
@@ -88,7 +91,7 @@ def server_of(placement: Placement) -> Server:
     """The subject of the suites: the server of the allocation that ``placement`` names."""
     client, allocation = placement.nomad, placement.allocation
     return Server(
-        client=SandboxClient(allocation.url),
+        client=SandboxClient(allocation.url, token=placement.token),
         slots=placement.sandbox.slots,
         ready_within_s=placement.settings.nomad.ready_within_s,
         read_allocation_file=lambda path: client.file(allocation.id, f"/alloc/data/{path}"),

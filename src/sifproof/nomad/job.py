@@ -109,6 +109,7 @@ def _apptainer_line(
     lifetime_s: float,
     kill_timeout_s: float,
     sha256: str,
+    token_sha256: Sequence[str],
 ) -> str:
     # Apptainer reads the first, SingularityCE the second alone; either may be what goes by the name of the other.
     given = {"NOMAD_ALLOC_ID": '"$NOMAD_ALLOC_ID"', **{name: quote(value) for name, value in environment.items()}}
@@ -125,9 +126,14 @@ def _apptainer_line(
         ["--bind /dev/full", '--bind "$NOMAD_ALLOC_DIR/data:/data"', *(f"--bind {quote(b)}" for b in binds)],
         ['--workdir "$NOMAD_ALLOC_DIR/tmp"', f"--pwd {quote(workdir)}"],
         [quote(image), *map(quote, command)],
-        # The address Nomad reports, and no other: a server without authentication need not listen everywhere.
+        # The address Nomad reports, and no other: a server need not listen where nobody asks it.
         ['--host "$NOMAD_IP_http" --port "$NOMAD_PORT_http"', f"--slots {slots} --data-dir /data"],
+        _tokens(token_sha256),
     )
+
+
+def _tokens(sha256: Sequence[str]) -> list[str]:
+    return [f"--token-sha256 {quote(one)}" for one in sha256]
 
 
 def _refusal(image: str, sha256: str) -> list[list[str]]:
@@ -140,7 +146,9 @@ def _refusal(image: str, sha256: str) -> list[list[str]]:
     ]
 
 
-def _docker_line(*, command: Sequence[str], slots: int, lifetime_s: float, kill_timeout_s: float) -> str:
+def _docker_line(
+    *, command: Sequence[str], slots: int, lifetime_s: float, kill_timeout_s: float, token_sha256: Sequence[str]
+) -> str:
     """The server, with a limited life.
 
     Where the image has no timeout(1) the shell does its work: it stays the container's first process, to which no
@@ -151,6 +159,7 @@ def _docker_line(*, command: Sequence[str], slots: int, lifetime_s: float, kill_
         [
             *map(quote, command),
             f'--host 0.0.0.0 --port "$NOMAD_PORT_http" --slots {slots} --data-dir "$NOMAD_ALLOC_DIR/data"',
+            *_tokens(token_sha256),
         ]
     )
     lifetime, grace = _seconds(lifetime_s), _seconds(kill_timeout_s)
@@ -192,6 +201,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
     apptainer: str = "apptainer",
     apptainer_flags: Sequence[str] = (),
     sha256: str = "",
+    token_sha256: Sequence[str] = (),
     lifetime_s: float = 1800,
     kill_timeout_s: float = KILL_TIMEOUT_S,
     namespace: str | None = None,
@@ -211,7 +221,8 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
         ``singularity``: the static port on the node (``ReservedPorts``); without a number Nomad picks one
         (``DynamicPorts``). ``docker``: the port inside the container, 8080 without a number; outside it is dynamic.
     ``command``
-        words that start the server; ``--host``, ``--port``, ``--slots`` and ``--data-dir`` follow.
+        words that start the server; ``--host``, ``--port``, ``--slots`` and ``--data-dir`` follow, and
+        ``--token-sha256`` for each of ``token_sha256``.
     ``cpu``, ``memory``
         MHz and MiB to reserve per allocation.
     ``privileged``
@@ -228,6 +239,8 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
         ``singularity`` only: run in a user namespace; the program; more flags of its ``exec``.
     ``sha256``
         ``singularity`` only: of the SIF, in hex; a task that finds another one on its node ends with exit code 65.
+    ``token_sha256``
+        SHA-256 of tokens, in hex: the server lets in who sends one of them. The tokens do not belong in a job.
     ``lifetime_s``, ``kill_timeout_s``
         seconds until the server is ended by itself (with exit code 124), and from SIGTERM to SIGKILL.
     ``constraints``
@@ -273,6 +286,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
             lifetime_s=lifetime_s,
             kill_timeout_s=kill_timeout_s,
             sha256=sha256,
+            token_sha256=token_sha256,
         )
         task: dict[str, Any] = {
             "Driver": "raw_exec",
@@ -284,7 +298,11 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
             networks["ReservedPorts"] = [{"Label": PORT_LABEL, "Value": number}]
     else:
         line = _docker_line(
-            command=command, slots=slots_per_container, lifetime_s=lifetime_s, kill_timeout_s=kill_timeout_s
+            command=command,
+            slots=slots_per_container,
+            lifetime_s=lifetime_s,
+            kill_timeout_s=kill_timeout_s,
+            token_sha256=token_sha256,
         )
         task = {
             "Driver": "docker",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import select
 import socket
 import threading
@@ -22,6 +23,11 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _CONNECT_TIMEOUT_S = 5.0
 _GRACE_S = 10.0
 """What a server may take beyond the time-out that it was asked to keep."""
+
+_LEAST_SECRET = 20
+"""Characters of a token that no other text holds by chance."""
+
+_UNKNOWN_CLIENT = "Give the client the token that this server asks for"
 
 
 class ServerError(SifproofError):
@@ -107,7 +113,7 @@ class _Connection(http.client.HTTPConnection):
     def __del__(self) -> None:
         self.close()
 
-    def exchange(self, method: str, path: str, data: bytes | None) -> tuple[int, bytes]:
+    def exchange(self, method: str, path: str, data: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
         """Status and body of the answer, of which no more is read than a byte beyond the most that is allowed."""
         self.late = ""
         try:
@@ -119,7 +125,7 @@ class _Connection(http.client.HTTPConnection):
                 self.connect()
             # A server that does not take all of the body may have answered already, closing in whichever way.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self.request(method, path, data, {"Content-Type": "application/json"} if data is not None else {})
+                self.request(method, path, data, headers)
             response = self.getresponse()
             self.late = "the answer was still coming after the time-out"
             answer = response.read(MAX_ANSWER_BYTES + 1)
@@ -144,14 +150,34 @@ class SandboxClient:
 
     Every method raises :class:`ServerError` where the server does not answer in time or not as the protocol says.
     A tool that fails is an answer, not an error: look at :attr:`Result.success`.
+
+    ``token`` is sent with every request (``Authorization: Bearer``). No message shows it, and where a server's answer
+    holds it, ``<token>`` stands in its place.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0, grace_s: float = _GRACE_S) -> None:
+    def __init__(
+        self, url: str, *, token: str | None = None, timeout_s: float = 30.0, grace_s: float = _GRACE_S
+    ) -> None:
+        if token is not None and not re.fullmatch(r"[!-~]+", token):
+            raise ValueError("a token has visible ASCII characters alone, one at least")
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self._grace_s = grace_s
+        self._token = token
         # One exchange at a time on a connection, so one connection for each thread.
         self._local = threading.local()
+
+    def __repr__(self) -> str:
+        return f"SandboxClient({self.url!r})"
+
+    def clone(self, *, timeout_s: float | None = None, grace_s: float | None = None) -> SandboxClient:
+        """Another client of the same server, with connections and time-outs of its own."""
+        return SandboxClient(
+            self.url,
+            token=self._token,
+            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
+            grace_s=self._grace_s if grace_s is None else grace_s,
+        )
 
     def _connection(self) -> _Connection:
         connection: _Connection | None = getattr(self._local, "connection", None)
@@ -175,23 +201,35 @@ class SandboxClient:
         connection = self._connection()
         connection.deadline = time.monotonic() + (timeout_s or self.timeout_s) + self._grace_s
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         try:
-            status, answer = connection.exchange(method, urlsplit(self.url).path + path, data)
+            status, answer = connection.exchange(method, urlsplit(self.url).path + path, data, headers)
         except TimeoutError:
             late = f"no answer within {timeout_s or self.timeout_s:g} s"
             raise ServerError(f"{method} {path}: {connection.late or late}") from None
         except (OSError, http.client.HTTPException) as error:
             why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {_short(str(error))}"
-            raise ServerError(f"{method} {path}: no answer", why=why) from None
+            raise ServerError(f"{method} {path}: no answer", why=self._hidden(why.encode()).decode()) from None
         if len(answer) > MAX_ANSWER_BYTES:
             raise ServerError(f"{method} {path}: the answer exceeds {MAX_ANSWER_BYTES} bytes")
-        return status, answer
+        return status, self._hidden(answer)
+
+    def _hidden(self, text: bytes) -> bytes:
+        """``text`` without the token; a short one is a word that other text may hold too."""
+        if self._token and len(self._token) >= _LEAST_SECRET:
+            return text.replace(self._token.encode(), b"<token>")
+        return text
 
     def _json(self, method: str, path: str, body: object = None, *, timeout_s: float | None = None) -> Any:
         status, answer = self.request(method, path, body, timeout_s=timeout_s)
         if status != 200:
             raise ServerError(
-                f"{method} {path}: HTTP {status}", why=_short(answer.decode("utf-8", "replace")), status=status
+                f"{method} {path}: HTTP {status}",
+                why=_short(answer.decode("utf-8", "replace")),
+                todo=_UNKNOWN_CLIENT if status == 401 else "",
+                status=status,
             )
         try:
             return json.loads(answer)
