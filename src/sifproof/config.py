@@ -48,6 +48,14 @@ REFERENCE = "reference"
 REFERENCE_COMMAND = ("python3", "/app/sandbox_server.py")
 """Words that start the server in it."""
 
+RENDERED = frozenset(
+    {
+        "privileged", "nested_sandboxes", "read_only", "containment", "command", "workdir", "binds", "environment",
+        "userns", "apptainer", "verify_image",
+    }
+)  # fmt: skip
+"""Keys of a sandbox that say how sifproof renders its job: a `job` of the config's has all of that itself."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
@@ -164,6 +172,28 @@ class Sandbox(Section):
         "against `memory`. singularity: always so",
     )
     datacenter: str = Field(default="dc1", min_length=1, description="Nomad datacenter to place in")
+    containment: Literal["contained", "plain"] = Field(
+        default="contained",
+        description="singularity: `contained` is sifproof's own line, which keeps out all of the node that it can; "
+        "`plain` the one that most clusters deploy, `apptainer run --bind …`, to see side by side what it lets in",
+    )
+    job: str | None = Field(
+        default=None,
+        min_length=1,
+        description="file with the job that production runs, in HCL or as JSON of Nomad's API; it runs in place of "
+        "sifproof's own. Its id, marks in its `Meta`, `count`, and the names of its services are set, and `port`, "
+        "`datacenter`, `constraints`, `cpu` and `memory` where the config gives them; all else is as the file has it. "
+        "The image is the one that the job names: name the same as `image`",
+    )
+    job_task: str | None = Field(
+        default=None, min_length=1, description="`job`: name of the task that is the server, where it has several"
+    )
+    job_port: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`job`: label of the server's port; absent: the only one, or of several `http`",
+    )
+    job_variables: dict[str, str] = Field(default={}, description="`job`: values of the variables that its HCL has")
     command: list[str] = Field(
         default=list(REFERENCE_COMMAND),
         min_length=1,
@@ -219,6 +249,20 @@ class Sandbox(Section):
     def takes_tokens(self) -> bool:
         """Whether its server is given the hash of a token."""
         return self.has_reference_server if self.tokens == "auto" else self.tokens
+
+    @model_validator(mode="after")
+    def _a_job_is_given_whole(self) -> Sandbox:
+        if self.job is None:
+            if alone := sorted({"job_task", "job_port", "job_variables"} & self.model_fields_set):
+                raise ValueError(f"{', '.join(alone)}: they are for a `job`, and none is given")
+        elif said := sorted(RENDERED & self.model_fields_set):
+            raise ValueError(f"{', '.join(said)}: the file that `job` names has them; change them there")
+        return self
+
+    @property
+    def rendered(self) -> Literal["contained", "plain", "given"]:
+        """Whose job it is: sifproof's own, the plain one, or the one that `job` names."""
+        return "given" if self.job is not None else self.containment if self.driver == "singularity" else "contained"
 
     @model_validator(mode="after")
     def _binds_have_two_ends(self) -> Sandbox:

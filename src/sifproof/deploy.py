@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sifproof import config, stages
 from sifproof.cluster import Cluster, Endpoints
 from sifproof.doctor.record import Doctor
 from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
-from sifproof.nomad import job
+from sifproof.nomad import deployed_job, job
 from sifproof.nomad import submit as submission
 from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import Client
@@ -50,12 +51,16 @@ def render_job(
     """
     sandbox = settings.selected()[planned.name]
     singularity = sandbox.driver == "singularity"
-    sha256 = ""
+    sha256, entrypoint = "", False
     if singularity:
         made = stages.read(image, Provenance)
+        entrypoint = bool(made.image.entrypoint)
         name, sha256 = str(Path(made.sif).resolve()), made.sha256
     else:
         name = stages.read(image, LoadedImage).name
+    if sandbox.job is not None:
+        write_atomically(output, job.render(_deployed(run, planned, settings, cluster, output.parent)))
+        return
     userns = _userns(sandbox, settings, cluster, doctor) if sandbox.userns == "auto" else sandbox.userns
     constraints = [{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints]
     # Two jobs of a run that are rendered at once must not pick the same port.
@@ -86,6 +91,8 @@ def render_job(
             environment=sandbox.environment,
             userns=singularity and userns,
             apptainer=sandbox.apptainer,
+            containment=sandbox.containment,
+            entrypoint=entrypoint and "command" not in sandbox.model_fields_set,
             sha256=sha256 if sandbox.verify_image else "",
             token_sha256=token_sha256,
             constraints=constraints,
@@ -98,6 +105,33 @@ def render_job(
             sandbox=planned.name,
         )
         write_atomically(output, job.render(rendered))
+
+
+def _deployed(
+    run: Run, planned: PlannedSandbox, settings: config.Settings, cluster: Cluster, jobs: Path
+) -> dict[str, Any]:
+    """The job that production runs, as it is submitted here."""
+    sandbox = settings.selected()[planned.name]
+    given = sandbox.model_fields_set
+    with cluster.connect(settings.nomad) as client, alone(jobs):
+        found = deployed_job.read(Path(sandbox.job or ""), client, sandbox.job_variables)
+        port = sandbox.port if isinstance(sandbox.port, int) else None
+        if "port" in given and port is None:
+            port = free_port(client, settings, sandbox, jobs)
+        constraints = [{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints]
+        wanted = deployed_job.Wanted(
+            count=planned.count,
+            task=sandbox.job_task,
+            port_label=sandbox.job_port,
+            port=port,
+            datacenter=sandbox.datacenter if "datacenter" in given else None,
+            constraints=constraints if "constraints" in given else None,
+            cpu=sandbox.cpu if "cpu" in given else None,
+            memory=sandbox.memory if "memory" in given else None,
+        )
+        return deployed_job.under_test(
+            found, wanted, driver=sandbox.driver, job_id=planned.job_id, run=run.id, sandbox=planned.name
+        )
 
 
 def _userns(sandbox: config.Sandbox, settings: config.Settings, cluster: Cluster, doctor: Doctor | None) -> bool:
@@ -123,8 +157,8 @@ def free_port(client: Client, settings: config.Settings, sandbox: config.Sandbox
         port["Value"]
         for path in jobs.glob("*.json")
         for group in json.loads(path.read_text(encoding="utf-8")).get("Job", {}).get("TaskGroups", [])
-        for network in group["Networks"]
-        for port in network.get("ReservedPorts", [])
+        for network in group.get("Networks") or []
+        for port in network.get("ReservedPorts") or []
     }
     return pick_static_port(client, sandbox.datacenter, configured | rendered)
 

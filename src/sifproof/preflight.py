@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 from sifproof import __version__, config, tools
 from sifproof.checks import policy
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import engine, source
+from sifproof.nomad import deployed_job
 from sifproof.nomad.client import connect
 from sifproof.nomad.preflight import NoDriverError, check_driver_available
 from sifproof.records import Plan, PlannedSandbox
@@ -47,7 +49,8 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
                 name=name,
                 driver=sandbox.driver,
                 image=sandbox.image,
-                slots=sandbox.slots,
+                slots=_slots(sandbox),
+                job=sandbox.rendered,
                 count=sandbox.count,
                 suites=settings.ordered_suites(),
                 **policy.plan_checks(sandbox, settings.ordered_suites()),
@@ -70,6 +73,12 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
         tools={name: f"{tool.version} ({tool.origin})" for name, tool in used.items()},
         sandboxes=sandboxes,
     )
+
+
+def _slots(sandbox: config.Sandbox) -> int:
+    if sandbox.job is None or "slots" in sandbox.model_fields_set:
+        return sandbox.slots
+    return deployed_job.slots_in(Path(sandbox.job))
 
 
 def _image_can_be_run(name: str, sandbox: config.Sandbox) -> None:

@@ -111,6 +111,10 @@ class PlannedSandbox(BaseModel):
     driver: Literal["singularity", "docker"]
     image: str = Field(description="the image as the config names it")
     slots: int
+    job: Literal["contained", "plain", "given"] = Field(
+        default="contained",
+        description="whose job it is: sifproof's own, the line that most clusters deploy, or the one of the config",
+    )
     count: int = Field(description="allocations expected")
     suites: list[str] = Field(description="suites that must have verdicts for each allocation")
     checks: list[str] = Field(default=[], description="ids of the checks in them and in teardown, each to be recorded")

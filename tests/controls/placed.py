@@ -22,9 +22,9 @@ from sifproof import config, stages
 from sifproof.checks import policy, registry
 from sifproof.checks.runner import Context, run_checks
 from sifproof.checks.server import Placement, Server
-from sifproof.checks.suite import server_of
+from sifproof.checks.suite import as_deployed, server_of
 from sifproof.cluster import Cluster, Endpoints
-from sifproof.deploy import alone, render_job, submit
+from sifproof.deploy import alone, free_port, render_job, submit
 from sifproof.errors import SifproofError
 from sifproof.image import convert, digest, engine, source
 from sifproof.image.provenance import SifStore
@@ -70,6 +70,14 @@ class House:
             loaded = engine.load_into_engine(image, name, log=log, identity=identity)
             stages.write(path, LoadedImage.of(str(image), identity, loaded, {}))
         return path
+
+    def free_port(self) -> int:
+        """A static port that the node has free."""
+        sandbox = config.load({"sandboxes": {"any": {"driver": "singularity"}}})
+        jobs = self.run.folder / "jobs"
+        jobs.mkdir(parents=True, exist_ok=True)
+        with self.cluster.connect(sandbox.nomad) as client, alone(jobs):
+            return free_port(client, sandbox, sandbox.sandboxes["any"], jobs)
 
     @contextlib.contextmanager
     def sandbox(
@@ -119,7 +127,7 @@ class House:
                         nomad=client,
                         cluster=self.cluster,
                         settings=whole,
-                        sandbox=whole.sandboxes[name],
+                        sandbox=as_deployed(whole.sandboxes[name], planned.slots, job),
                         allocation=endpoints.allocations[0],
                         endpoints=endpoints,
                         job=job,

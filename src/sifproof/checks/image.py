@@ -281,11 +281,12 @@ def workdir(server: Server) -> Finding:
     both = compared(server)
     wanted = both.settings.get("WorkingDir") or ""
     named = _oci_config(server).get("WorkingDir") or ""
-    start = server.placed.sandbox.workdir
+    start = server.placed.sandbox.workdir  # empty for a job of the config's
     missing = [path for path in dict.fromkeys([wanted, start]) if path and not _is_directory(both.sif.tree, path)]
     return expect(
         named == wanted and not missing,
-        f"the image's is {wanted or 'not set'}, the SIF names {named or 'none'}, the sandbox starts in {start}"
+        f"the image's is {wanted or 'not set'}, the SIF names {named or 'none'}"
+        + (f", the sandbox starts in {start}" if start else "")
         + (f"; no directory in the SIF: {', '.join(missing)}" if missing else ""),
     )
 

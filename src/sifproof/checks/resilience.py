@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sifproof.checks.health import answers
 from sifproof.checks.persistence import SLOTS_LOOKED_AT, Kept, looked_at, lost, write_files
@@ -19,6 +20,7 @@ from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import second, signals, traces, twin
 from sifproof.nomad.allocations import Allocation, get_job_allocations, parse_allocation
 from sifproof.nomad.client import NotFoundError
+from sifproof.nomad.deployed_job import port_label_of, ports, task_of
 from sifproof.nomad.probe import ProbeError
 from sifproof.nomad.restart import last_start_ns, wait_started_again
 from sifproof.nomad.submit import failure_of, last_words, wait_for_allocations
@@ -71,7 +73,7 @@ def _start(server: Server, job: dict[str, object], keep: contextlib.ExitStack) -
 def _twin(server: Server) -> Server:
     """The twin that is killed and stopped."""
     placed = server.placed
-    job = twin.create_twin(placed.job, node_id=placed.allocation.node_id)
+    job = _second_job(server, node_id=placed.allocation.node_id)
     twin.let_nomad_check(job)
     return server.share("twin", lambda: _start(server, job, _kept(server)))
 
@@ -93,10 +95,18 @@ def _second(server: Server) -> second.SecondClient:
 
 def _port_inside(server: Server) -> int:
     """The port that the server listens on, as its container sees it."""
-    for port in server.placed.job["Job"]["TaskGroups"][0]["Networks"][0].get("DynamicPorts", []):
-        if port.get("To"):
-            return int(port["To"])
-    return server.placed.allocation.port
+    job = server.placed.job
+    group, label = job["Job"]["TaskGroups"][0], port_label_of(job)
+    inside = [port.get("To") for _, _, port in ports(group, task_of(job)) if port.get("Label") == label]
+    return int(next(filter(None, inside), server.placed.allocation.port))
+
+
+def _second_job(server: Server, **options: Any) -> dict[str, Any]:
+    """The job of a twin of the sandbox; not applicable where there can be none."""
+    try:
+        return twin.create_twin(server.placed.job, **options)
+    except twin.NoTwinError as error:
+        raise NotApplicable(str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,8 +272,11 @@ def port_taken(server: Server) -> Finding:
     placed = server.placed
     nomad, port = placed.nomad, placed.allocation.port
     # A server that Nomad knows of, on a port of which it does not: that of the sandbox itself.
-    job = twin.create_twin(placed.job, node_id=placed.allocation.node_id, restarts=False)
-    twin.listen_on(job, port)
+    job = _second_job(server, node_id=placed.allocation.node_id, restarts=False)
+    try:
+        twin.listen_on(job, port)
+    except twin.NoTwinError as error:
+        raise NotApplicable(str(error)) from None
     _kept(server).close()
     with contextlib.ExitStack() as keep:
         try:
@@ -340,7 +353,7 @@ def _shares(there: Server) -> bool:
 )
 def disk_full(server: Server) -> Finding:
     placed = server.placed
-    job = twin.create_twin(placed.job, node_id=placed.allocation.node_id)
+    job = _second_job(server, node_id=placed.allocation.node_id)
     twin.give_small_disk(job)
     _kept(server).close()
     with contextlib.ExitStack() as keep:
@@ -405,7 +418,7 @@ def agent(server: Server) -> Finding:
             client.wait_ready()
         except SifproofError as error:
             raise NotMeasured(f"there is no agent to be killed: {error}") from None
-        there = _start(server, twin.create_twin(placed.job, datacenter=client.datacenter), keep)
+        there = _start(server, _second_job(server, datacenter=client.datacenter), keep)
         files = write_files(there)
         held = keep.enter_context(_held(there.placed.allocation.id))
         client.kill()

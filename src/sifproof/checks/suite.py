@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import TextIO
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TextIO
 
 from sifproof import config, stages
 from sifproof.checks import registry
@@ -14,7 +14,7 @@ from sifproof.checks.server import Placement, Server
 from sifproof.checks.teardown import Ended
 from sifproof.cluster import Cluster, Endpoints
 from sifproof.errors import SifproofError
-from sifproof.nomad import teardown
+from sifproof.nomad import deployed_job, teardown
 from sifproof.nomad.allocations import Allocation, parse_allocation
 from sifproof.nomad.submit import check_alive
 from sifproof.records import PlannedSandbox, Verdict
@@ -62,7 +62,7 @@ def run_suite(
             nomad=client,
             cluster=cluster,
             settings=settings,
-            sandbox=settings.selected()[planned.name],
+            sandbox=as_deployed(settings.selected()[planned.name], planned.slots, rendered),
             allocation=allocation,
             endpoints=found,
             job=rendered,
@@ -81,6 +81,20 @@ def run_suite(
                     f"What suite {name} started beside allocation {allocation.id} could not all be ended: {error} "
                     f"What is left of it ends with the run's jobs; their ids begin with {planned.job_id}."
                 )
+
+
+def as_deployed(sandbox: config.Sandbox, slots: int, job: Mapping[str, Any]) -> config.Sandbox:
+    """What the checks go by: of a job that the config names (``job``), what that job says in place of the config."""
+    if sandbox.rendered == "contained":
+        return sandbox
+    task = deployed_job.task_of(job)
+    values: dict[str, Any] = {"verify_image": False}  # sifproof's own line alone compares the file before it begins
+    if sandbox.job is not None:
+        given = {k: v for k, v in (task.get("Env") or {}).items() if "${" not in v}
+        memory = (task.get("Resources") or {}).get("MemoryMB") or sandbox.memory
+        # Where its server starts, its line says in ways that are not read here.
+        values |= {"slots": slots, "environment": given, "memory": memory, "workdir": ""}
+    return sandbox.model_copy(update=values)
 
 
 def _planned(suite: str, planned: PlannedSandbox) -> list[registry.Check]:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.nomad.client import Client
-from sifproof.nomad.job import PORT_LABEL
+from sifproof.nomad.job import META_PORT, META_TASK, PORT_LABEL
 
 TERMINAL = frozenset({"complete", "failed", "lost"})
 """States of an allocation on its node that end it."""
@@ -89,7 +89,9 @@ def _host(address: str) -> str:
 def parse_allocation(raw: Mapping[str, Any]) -> Allocation:
     """The :class:`Allocation` in ``raw``, an answer of ``/v1/allocation/:id``."""
     ports = parse_ports(raw)
-    address, port = ports.get(PORT_LABEL) or next(iter(ports.values()), ("", 0))
+    # A job that production runs has names of its own for the port and the task; its marks say which.
+    marks = (raw.get("Job") or {}).get("Meta") or {}
+    address, port = ports.get(marks.get(META_PORT, PORT_LABEL)) or next(iter(ports.values()), ("", 0))
     states = raw.get("TaskStates") or {}
     # The job's own task; a sidecar that Nomad injects comes after it.
     task = next(iter(states), "")
@@ -97,6 +99,7 @@ def parse_allocation(raw: Mapping[str, Any]) -> Allocation:
     for group in groups:
         if group["Name"] == raw.get("TaskGroup") and group.get("Tasks"):
             task = group["Tasks"][0]["Name"]
+    task = marks.get(META_TASK, task)
     events = [
         Event(
             type=event["Type"],

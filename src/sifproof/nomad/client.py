@@ -7,6 +7,7 @@ settings that are all explicit.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -229,6 +230,17 @@ class Client:
         with self._in_words(what, needs="submit-job"):
             answer = self._endpoints["job"].request(job_id, json=dict(job), method="post")
         return str(self._read(answer, what, dict).get("EvalID", ""))
+
+    def parse_job(self, text: str, variables: Mapping[str, str]) -> dict[str, Any]:
+        """The job that the HCL in ``text`` describes, as Nomad parses it; nothing is submitted.
+
+        Raises :class:`RejectedError` for HCL that it does not take, or that asks for another of ``variables``.
+        """
+        values = "".join(f"{name} = {json.dumps(value).replace('${', '$${')}\n" for name, value in variables.items())
+        body = {"JobHCL": text, "Variables": values, "Canonicalize": False}
+        with self._in_words("the job in HCL", needs="parse-job or submit-job"):
+            answer = self._endpoints["jobs"].request("parse", json=body, method="post")
+        return dict(answer.json())
 
     def deregister(self, job_id: str, *, purge: bool) -> None:
         """Stop ``job_id``, and with ``purge`` make Nomad forget it. A job that doesn't exist is no error."""

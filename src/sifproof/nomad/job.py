@@ -25,6 +25,11 @@ COMMAND = ("python3", "/app/sandbox_server.py")
 DOCKER_PORT = 8080
 KILL_TIMEOUT_S = 5.0
 META_VERSION = "sifproof_version"
+META_RUN = "sifproof_run"
+META_SANDBOX = "sifproof_sandbox"
+# Only on a job that production runs (see nomad.deployed_job): what was found in it.
+META_TASK = "sifproof_task"
+META_PORT = "sifproof_port"
 CHANGED = " is not the image that was converted, whose sha256 is "
 """What a task says, between the file and its checksum, before it ends."""
 
@@ -136,6 +141,39 @@ def _tokens(sha256: Sequence[str]) -> list[str]:
     return [f"--token-sha256 {quote(one)}" for one in sha256]
 
 
+def _plain_line(
+    *,
+    program: str,
+    image: str,
+    command: Sequence[str],
+    slots: int,
+    workdir: str,
+    binds: Sequence[str],
+    environment: Mapping[str, str],
+    userns: bool,
+    flags: Sequence[str],
+    lifetime_s: float,
+    kill_timeout_s: float,
+    token_sha256: Sequence[str],
+    entrypoint: bool,
+) -> str:
+    """The line that most clusters deploy: nothing of the node is kept out that Apptainer lets in by default.
+
+    The lifetime alone is added: a job that a killed run forgot must not stay. ``run`` starts the image's own
+    ``entrypoint``, with ``command`` as its arguments; so these words are left out where there is one.
+    """
+    variables = [f"--env {quote(f'{name}={value}')}" for name, value in environment.items()]
+    return _lines(
+        ['mkdir -p "$NOMAD_ALLOC_DIR/data" &&'],
+        ["timeout --foreground", f"-k {_seconds(kill_timeout_s)}", _seconds(lifetime_s)],
+        [quote(program), "run", *(["--userns"] if userns else []), *map(quote, flags)],
+        ['--bind "$NOMAD_ALLOC_DIR/data:/data"', *(f"--bind {quote(b)}" for b in binds), *variables],
+        [f"--pwd {quote(workdir)}"],
+        [quote(image), *([] if entrypoint else map(quote, command))],
+        ['--port "$NOMAD_PORT_http"', f"--slots {slots} --data-dir /data", *_tokens(token_sha256)],
+    )
+
+
 def _refusal(image: str, sha256: str) -> list[list[str]]:
     """Lines that end the task where the SIF is another one; for a file that can't be read Apptainer has words."""
     file = quote(image)
@@ -200,6 +238,8 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
     userns: bool = False,
     apptainer: str = "apptainer",
     apptainer_flags: Sequence[str] = (),
+    containment: Literal["contained", "plain"] = "contained",
+    entrypoint: bool = False,
     sha256: str = "",
     token_sha256: Sequence[str] = (),
     lifetime_s: float = 1800,
@@ -237,6 +277,11 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
         variables of the server; a value must hold no ``${``, which Nomad would replace.
     ``userns``, ``apptainer``, ``apptainer_flags``
         ``singularity`` only: run in a user namespace; the program; more flags of its ``exec``.
+    ``containment``
+        ``singularity`` only: ``plain`` is the line that most clusters deploy (``apptainer run --bind …``), in the place
+        of sifproof's own. It compares no ``sha256``.
+    ``entrypoint``
+        ``plain`` only: the image's own entrypoint starts the server, and ``command`` is left out.
     ``sha256``
         ``singularity`` only: of the SIF, in hex; a task that finds another one on its node ends with exit code 65.
     ``token_sha256``
@@ -264,6 +309,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
             )
     number = None if port in (None, "auto") else int(port)
     networks: dict[str, Any] = {}
+    plain = driver == "singularity" and containment == "plain"
     if driver == "singularity":
         sif = singularity_image or image
         if not sif.startswith("/"):
@@ -273,21 +319,21 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
                 todo="give an absolute path",
                 fault=Fault.CONFIGURATION,
             )
-        line = _apptainer_line(
-            program=apptainer,
-            image=sif,
-            command=command,
-            slots=slots_per_container,
-            workdir=workdir,
-            binds=binds,
-            environment=environment,
-            userns=userns,
-            flags=apptainer_flags,
-            lifetime_s=lifetime_s,
-            kill_timeout_s=kill_timeout_s,
-            sha256=sha256,
-            token_sha256=token_sha256,
-        )
+        words: dict[str, Any] = {
+            "program": apptainer,
+            "image": sif,
+            "command": command,
+            "slots": slots_per_container,
+            "workdir": workdir,
+            "binds": binds,
+            "environment": environment,
+            "userns": userns,
+            "flags": apptainer_flags,
+            "lifetime_s": lifetime_s,
+            "kill_timeout_s": kill_timeout_s,
+            "token_sha256": token_sha256,
+        }
+        line = _plain_line(entrypoint=entrypoint, **words) if plain else _apptainer_line(sha256=sha256, **words)
         task: dict[str, Any] = {
             "Driver": "raw_exec",
             "Config": {"command": "/bin/sh", "args": ["-c", line]},
@@ -329,7 +375,7 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
         "Datacenters": [datacenter],
         **({"Namespace": namespace} if namespace else {}),
         **({"Region": region} if region else {}),
-        "Meta": {META_VERSION: __version__, "sifproof_run": run, "sifproof_sandbox": sandbox},
+        "Meta": {META_VERSION: __version__, META_RUN: run, META_SANDBOX: sandbox},
         "Constraints": [dict(c) for c in constraints],
         # No deployment: it would wait min_healthy_time for checks that the job does not have.
         "Update": {"MaxParallel": 0},
@@ -346,7 +392,8 @@ def create_sandbox_job(  # noqa: PLR0917 - the order of its arguments is public
                         "Name": TASK,
                         **task,
                         "Resources": {"CPU": cpu, "MemoryMB": memory},
-                        "KillSignal": "SIGTERM",
+                        # Without `exec` a shell would swallow it; the plain line is deployed without either.
+                        **({} if plain else {"KillSignal": "SIGTERM"}),
                         "KillTimeout": int(kill_timeout_s * _NANOSECONDS),
                         "LogConfig": {"MaxFiles": 2, "MaxFileSizeMB": 10},
                     }

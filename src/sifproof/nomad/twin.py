@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,8 @@ from typing import Any
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.allocations import TERMINAL, Allocation
 from sifproof.nomad.client import BLOCK_S, Client
-from sifproof.nomad.job import PORT_LABEL, quote
+from sifproof.nomad.deployed_job import is_given, port_label_of, ports, task_of
+from sifproof.nomad.job import quote
 from sifproof.nomad.submit import wait_for_allocations
 
 RESTART_DELAY_S = 0.2
@@ -36,11 +38,18 @@ _DISK_MIB = 32
 _ENDS_S = 10.0
 """How long a twin that was told to end is waited for beside its kill timeout: what Nomad and a busy node take."""
 
+_KILL_TIMEOUT_NS = 5_000_000_000
+"""Nomad's own, where a job names none."""
+
 _DATA_BIND = '--bind "$NOMAD_ALLOC_DIR/data:/data"'
 _LIFETIME = "timeout --foreground"
 _CONTAINED = "--containall --no-eval"
 _USERNS = "--userns"
 _WORKDIR = '--workdir "$NOMAD_ALLOC_DIR/tmp"'
+
+
+class NoTwinError(SifproofError):
+    """A job that production runs can't run twice on one node, or not with what would have to be changed in it."""
 
 
 def create_twin(
@@ -49,7 +58,8 @@ def create_twin(
     """A job like ``job`` under another id, with one allocation.
 
     ``node_id`` or ``datacenter`` say where it is placed. ``restarts``: Nomad starts it again when its server ends,
-    which it does not do for a sandbox under test. Nomad picks its port.
+    which it does not do for a sandbox under test. Nomad picks its port. Raises :class:`NoTwinError` where the job names
+    another one in its command.
     """
     twin: dict[str, Any] = {"Job": copy.deepcopy(dict(job["Job"]))}
     body = twin["Job"]
@@ -58,16 +68,54 @@ def create_twin(
         body["Datacenters"], body["Constraints"] = [datacenter], []
     else:
         body["Constraints"] = [
-            *body.get("Constraints", []),
+            *(body.get("Constraints") or []),
             {"LTarget": "${node.unique.id}", "Operand": "=", "RTarget": node_id},
         ]
     group = body["TaskGroups"][0]
     group["Count"] = 1
-    if restarts:
-        group["RestartPolicy"] = dict(_RESTARTS)
-    if _task(twin)["Driver"] == "raw_exec":
-        group["Networks"] = [{"DynamicPorts": [{"Label": PORT_LABEL}]}]
+    group["RestartPolicy"] = dict(_RESTARTS) if restarts else {"Attempts": 0, "Mode": "fail"}
+    group["ReschedulePolicy"] = {"Attempts": 0, "Unlimited": False}
+    group.pop("Services", None)
+    task = task_of(twin)
+    for part in (task, *group["Tasks"]):
+        part.pop("RestartPolicy", None)
+        part.pop("Services", None)
+    _free_port(twin, group, task)
     return twin
+
+
+def _free_port(twin: Mapping[str, Any], group: dict[str, Any], task: dict[str, Any]) -> None:
+    """Let Nomad pick the port of ``twin``, and its server listen on that."""
+    label = port_label_of(twin)
+    for network, kind, port in list(ports(group, task)):
+        if kind == "DynamicPorts" or port["Label"] != label:
+            continue
+        network[kind].remove(port)
+        free = {"Label": label}
+        if task["Driver"] == "docker":  # the port inside stays
+            free["To"] = port.get("To") or port["Value"]
+        elif is_given(twin):
+            _name_port(task, label, port["Value"])
+        network["DynamicPorts"] = [*(network.get("DynamicPorts") or []), free]
+
+
+def _name_port(task: dict[str, Any], label: str, number: int) -> None:
+    """Put Nomad's name of the port ``label`` where the command of ``task`` gives its ``number``."""
+    words = task["Config"].get("args") or []
+    if any(re.search(rf"NOMAD_PORT_{re.escape(label)}\b", word) for word in words):
+        return
+    numbered = rf"(--port[=\s]+[\"']?){number}\b"
+    named = [re.sub(numbered, rf"\g<1>${{NOMAD_PORT_{label}}}", word) for word in words]
+    for index, word in enumerate(named[1:], 1):
+        if word == str(number) and named[index - 1] == "--port":
+            named[index] = f"${{NOMAD_PORT_{label}}}"
+    if named == words:
+        raise NoTwinError(
+            f"A second job of this kind can't run beside it: its command has no `--port {number}`, nor Nomad's name "
+            f"of the port, $NOMAD_PORT_{label}",
+            fault=Fault.CONFIGURATION,
+        )
+    task["Config"]["args"] = named
 
 
 def give_small_disk(job: Mapping[str, Any]) -> None:
@@ -76,10 +124,17 @@ def give_small_disk(job: Mapping[str, Any]) -> None:
     Docker makes one itself. Under Apptainer the task makes it in a mount namespace of its own, which needs no rights
     but to user namespaces; without these Apptainer is installed set-uid, and its scratch folders are small.
     """
-    task = _task(job)
+    task = task_of(job)
     if task["Driver"] == "docker":
         disk = {"type": "tmpfs", "target": "/alloc/data", "tmpfs_options": [{"size": _DISK_MIB << 20}]}
         task["Config"]["mount"] = [*task["Config"].get("mount", []), disk]
+    elif _CONTAINED not in task["Config"]["args"][-1]:
+        command = [task["Config"]["command"], *(task["Config"].get("args") or [])]
+        mount = f'mount -t tmpfs -o size={_DISK_MIB}m tmpfs "$0" && exec "$@"'
+        # Apptainer takes its flags from variables too; as root of a user namespace it must be told to make its own.
+        own = f"exec env APPTAINER_USERNS=1 SINGULARITY_USERNS=1 unshare -Urm sh -c {quote(mount)} "
+        line = f'mkdir -p "$NOMAD_ALLOC_DIR/data" && {own} "$NOMAD_ALLOC_DIR/data" "$@"'
+        task["Config"] = {"command": "/bin/sh", "args": ["-c", line, "sh", *command]}
     else:
         line = task["Config"]["args"][-1]
         mount = f'mount -t tmpfs -o size={_DISK_MIB}m tmpfs "$0" && exec "$@"'
@@ -90,26 +145,26 @@ def give_small_disk(job: Mapping[str, Any]) -> None:
         scratch = _replaced(_replaced(line, _DATA_BIND, "--scratch /data"), _WORKDIR, "")
         task["Config"]["args"][-1] = f"if unshare -Urm true 2>/dev/null; then\n{own}\nelse\n{scratch}\nfi"
     # What lies in it counts as memory of the task.
-    task["Resources"]["MemoryMB"] += 128
+    task["Resources"]["MemoryMB"] = (task["Resources"].get("MemoryMB") or 0) + 128
 
 
 def let_nomad_check(job: Mapping[str, Any]) -> None:
     """Have Nomad ask ``/health`` of ``job`` every :data:`CHECKED_EVERY_S`, as it does for a scheduler that asks it."""
     every = int(CHECKED_EVERY_S * 1e9)
     check = {"Name": CHECK, "Type": "http", "Path": "/health", "Interval": every, "Timeout": every}
-    service = {"Name": "sifproof-twin", "Provider": "nomad", "PortLabel": PORT_LABEL, "Checks": [check]}
+    service = {"Name": "sifproof-twin", "Provider": "nomad", "PortLabel": port_label_of(job), "Checks": [check]}
     job["Job"]["TaskGroups"][0]["Services"] = [service]
 
 
 def listen_on(job: Mapping[str, Any], port: int) -> None:
     """Let the server of ``job``, a singularity one, listen on ``port``, of which Nomad does not know."""
-    words = _task(job)["Config"]["args"]
-    words[-1] = _replaced(words[-1], f'--port "$NOMAD_PORT_{PORT_LABEL}"', f"--port {port}")
-
-
-def _task(job: Mapping[str, Any]) -> dict[str, Any]:
-    task: dict[str, Any] = job["Job"]["TaskGroups"][0]["Tasks"][0]
-    return task
+    configured, variable = task_of(job)["Config"], f"NOMAD_PORT_{port_label_of(job)}"
+    name = rf"{re.escape(variable)}\b"
+    named = rf"\"\$\{{?{name}\}}?\"|\$\{{{name}\}}|\${name}"
+    words = [re.sub(named, str(port), word) for word in configured["args"]]
+    if words == configured["args"]:
+        raise NoTwinError(f"The command of the job does not have Nomad's name of its port, ${variable}")
+    configured["args"] = words
 
 
 def _replaced(line: str, old: str, new: str) -> str:
@@ -148,7 +203,7 @@ def submitted(client: Client, job: Mapping[str, Any]) -> Iterator[None]:
         with contextlib.suppress(SifproofError):
             client.deregister(job_id, purge=False)
             # Until then Nomad counts what it reserved for it, and a node may have no room for the next.
-            _wait_ended(client, job_id, _task(job)["KillTimeout"] / 1e9 + _ENDS_S)
+            _wait_ended(client, job_id, (task_of(job).get("KillTimeout") or _KILL_TIMEOUT_NS) / 1e9 + _ENDS_S)
         with contextlib.suppress(SifproofError):
             client.deregister(job_id, purge=True)
 

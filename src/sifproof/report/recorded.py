@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from sifproof.doctor.record import Doctor
 from sifproof.records import FaultRecord, Plan, Verdict
+from sifproof.report import side_by_side
 from sifproof.report.escaping import one_line
 
 Document = Mapping[str, Any]
@@ -57,7 +58,7 @@ def read_run(folder: Path) -> Recorded:
     return Recorded(
         folder=folder,
         plan=plan,
-        verdicts=verdicts,
+        verdicts=side_by_side.blame(plan, verdicts),
         faults=[record for record in faults if record],
         images=_documents(folder / "images", problems),
         endpoints=_documents(folder / "endpoints", problems),

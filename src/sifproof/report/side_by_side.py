@@ -1,0 +1,54 @@
+"""Whose a failure is under a job that is not sifproof's own: the job's, the image's or the node's.
+
+The best evidence is the same image under sifproof's own job in the same run: what passes there and fails under the job
+of production, that job lets happen. What fails under both is not the job's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sifproof.errors import Fault
+from sifproof.records import Plan, PlannedSandbox, Verdict
+
+OF_THE_JOB = ("isolation.host.", "teardown.")
+"""Checks of what a job's own line decides, by the beginnings of their ids: it is to blame unless shown otherwise."""
+
+
+def blame(plan: Plan, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """``verdicts``, in which failures that a job of the config's explains are the configuration's fault."""
+    sandboxes = {sandbox.name: sandbox for sandbox in plan.sandboxes}
+    return [_blamed(row, sandboxes.get(row.sandbox), plan, verdicts) for row in verdicts]
+
+
+def _blamed(row: Verdict, sandbox: PlannedSandbox | None, plan: Plan, verdicts: Sequence[Verdict]) -> Verdict:
+    if sandbox is None or sandbox.job == "contained" or row.verdict not in ("fail", "flaky"):
+        return row
+    words = {
+        twin.name: {seen.verdict for seen in verdicts if (seen.sandbox, seen.check) == (twin.name, row.check)}
+        for twin in _alike(sandbox, plan)
+    }
+    passes = [name for name, seen in words.items() if seen == {"pass"}]
+    fails = [name for name, seen in words.items() if seen & {"fail", "waived"}]
+    whose = "the job that production runs" if sandbox.job == "given" else "the plain job"
+    if passes:
+        said = f"To blame is {whose}: under sifproof's own ({passes[0]}) the same image passes."
+    elif fails:
+        said = f"It is not {whose} alone: under sifproof's own ({fails[0]}) the same image fails too."
+        return row.model_copy(update={"message": _with(row.message, said)})
+    elif row.check.startswith(OF_THE_JOB):
+        said = f"To blame is {whose}, unless sifproof's own, beside it in one run, fails too."
+    else:
+        return row
+    return row.model_copy(update={"message": _with(row.message, said), "fault": Fault.CONFIGURATION})
+
+
+def _with(message: str, said: str) -> str:
+    return f"{message.rstrip('.')}. {said}" if message else said
+
+
+def _alike(sandbox: PlannedSandbox, plan: Plan) -> Iterator[PlannedSandbox]:
+    """The sandboxes of the run with the same image and driver under sifproof's own job."""
+    for other in plan.sandboxes:
+        if other.job == "contained" and (other.image, other.driver) == (sandbox.image, sandbox.driver):
+            yield other

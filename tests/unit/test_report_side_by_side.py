@@ -1,0 +1,64 @@
+"""Whose a failure is under a job that is not sifproof's own."""
+
+import pytest
+from report_samples import plan, planned, verdict
+
+from sifproof.errors import Fault
+from sifproof.report.side_by_side import blame
+
+HOST, TEARDOWN, BASH = "isolation.host.home", "teardown.graceful", "bash.output"
+
+
+def judged(check, own, given, *, kind="given", blames=Fault.IMAGE, image="docker-daemon:sandbox:latest"):
+    """The verdict on the sandbox `prod`, after one on `own` with sifproof's own job; None for none beside it."""
+    sandboxes = [planned("prod", job=kind)]
+    rows = [verdict(check, "prod", verdict=given, fault=blames, message="seen.")]
+    if own is not None:
+        sandboxes.insert(0, planned("own", image=image))
+        rows.insert(0, verdict(check, "own", verdict=own, fault=blames))
+    return blame(plan(*sandboxes), rows)[-1]
+
+
+@pytest.mark.parametrize("blames", [Fault.IMAGE, Fault.INFRASTRUCTURE])
+@pytest.mark.parametrize("check", [HOST, TEARDOWN, BASH])
+def test_what_passes_under_sifproofs_own_job_is_the_jobs_fault(check, blames):
+    found = judged(check, "pass", "fail", blames=blames)
+    assert found.fault is Fault.CONFIGURATION
+    assert found.message == (
+        "seen. To blame is the job that production runs: under sifproof's own (own) the same image passes."
+    )
+
+
+@pytest.mark.parametrize("check", [HOST, TEARDOWN, BASH])
+def test_what_fails_under_both_is_not_the_jobs(check):
+    found = judged(check, "fail", "fail")
+    assert found.fault is Fault.IMAGE
+    assert "the same image fails too" in found.message
+
+
+def test_without_sifproofs_own_beside_it_only_what_a_job_decides_is_its_fault():
+    assert judged(HOST, None, "fail", blames=Fault.INFRASTRUCTURE).fault is Fault.CONFIGURATION
+    assert judged(TEARDOWN, None, "fail").fault is Fault.CONFIGURATION
+    assert judged(BASH, None, "fail").fault is Fault.IMAGE
+
+
+@pytest.mark.parametrize("own", ["not-measured", "flaky"])
+def test_what_was_not_seen_to_pass_excuses_no_image(own):
+    assert judged(BASH, own, "fail").fault is Fault.IMAGE
+
+
+def test_another_image_is_no_evidence():
+    assert judged(BASH, "pass", "fail", image="docker-daemon:other:1").fault is Fault.IMAGE
+
+
+@pytest.mark.parametrize("word", ["pass", "not-measured", "waived"])
+def test_what_did_not_fail_is_left_as_it_is(word):
+    assert judged(HOST, "pass", word).message == "seen."
+
+
+def test_sifproofs_own_job_is_never_to_blame():
+    assert judged(HOST, "pass", "fail", kind="contained", blames=Fault.INFRASTRUCTURE).fault is Fault.INFRASTRUCTURE
+
+
+def test_the_plain_job_is_called_so():
+    assert "the plain job" in judged(HOST, "pass", "fail", kind="plain").message
