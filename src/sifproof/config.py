@@ -51,7 +51,7 @@ REFERENCE_COMMAND = ("python3", "/app/sandbox_server.py")
 RENDERED = frozenset(
     {
         "privileged", "nested_sandboxes", "read_only", "containment", "command", "workdir", "binds", "environment",
-        "userns", "apptainer", "verify_image",
+        "userns", "apptainer", "verify_image", "tokens",
     }
 )  # fmt: skip
 """Keys of a sandbox that say how sifproof renders its job: a `job` of the config's has all of that itself."""
@@ -193,6 +193,11 @@ class Sandbox(Section):
         min_length=1,
         description="`job`: label of the server's port; absent: the only one, or of several `http`",
     )
+    job_token: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`job`: file with the token that its server asks for; absent: it asks for none",
+    )
     job_variables: dict[str, str] = Field(default={}, description="`job`: values of the variables that its HCL has")
     command: list[str] = Field(
         default=list(REFERENCE_COMMAND),
@@ -204,7 +209,8 @@ class Sandbox(Section):
         default="auto",
         description="let nobody use the server but who has the job's token: it is started with `--token-sha256 HEX` "
         "and answers 401 to requests without `Authorization: Bearer TOKEN`. `auto` does so for the server of the "
-        "reference image, for another may not know the option; see docs/how-to/own-image.md",
+        "reference image, for another may not know the option (see docs/how-to/own-image.md), and never on the `plain` "
+        "line, which clusters deploy without",
     )
     workdir: str = Field(default="/app", pattern=r"^/", description="working directory of the server in the container")
     binds: list[str] = Field(
@@ -248,12 +254,14 @@ class Sandbox(Section):
     @property
     def takes_tokens(self) -> bool:
         """Whether its server is given the hash of a token."""
-        return self.has_reference_server if self.tokens == "auto" else self.tokens
+        if self.tokens == "auto":
+            return self.has_reference_server and self.rendered == "contained"
+        return self.tokens
 
     @model_validator(mode="after")
     def _a_job_is_given_whole(self) -> Sandbox:
         if self.job is None:
-            if alone := sorted({"job_task", "job_port", "job_variables"} & self.model_fields_set):
+            if alone := sorted({"job_task", "job_port", "job_token", "job_variables"} & self.model_fields_set):
                 raise ValueError(f"{', '.join(alone)}: they are for a `job`, and none is given")
         elif said := sorted(RENDERED & self.model_fields_set):
             raise ValueError(f"{', '.join(said)}: the file that `job` names has them; change them there")

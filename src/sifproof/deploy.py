@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +59,10 @@ def render_job(
     else:
         name = stages.read(image, LoadedImage).name
     if sandbox.job is not None:
+        if sandbox.job_token:
+            tokens.take(output, Path(sandbox.job_token))
+        else:
+            tokens.remove(output)
         write_atomically(output, job.render(_deployed(run, planned, settings, cluster, output.parent)))
         return
     userns = _userns(sandbox, settings, cluster, doctor) if sandbox.userns == "auto" else sandbox.userns
@@ -113,11 +117,17 @@ def _deployed(
     """The job that production runs, as it is submitted here."""
     sandbox = settings.selected()[planned.name]
     given = sandbox.model_fields_set
-    with cluster.connect(settings.nomad) as client, alone(jobs):
-        found = deployed_job.read(Path(sandbox.job or ""), client, sandbox.job_variables)
+
+    def parse(text: str, variables: Mapping[str, str]) -> dict[str, Any]:
+        with cluster.connect(settings.nomad) as client:
+            return client.parse_job(text, variables)
+
+    with alone(jobs):
+        found = deployed_job.read(Path(sandbox.job or ""), parse, sandbox.job_variables)
         port = sandbox.port if isinstance(sandbox.port, int) else None
         if "port" in given and port is None:
-            port = free_port(client, settings, sandbox, jobs)
+            with cluster.connect(settings.nomad) as client:
+                port = free_port(client, settings, sandbox, jobs)
         constraints = [{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints]
         wanted = deployed_job.Wanted(
             count=planned.count,

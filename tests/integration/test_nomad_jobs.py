@@ -67,6 +67,16 @@ def sandbox(job_id, sif, **changes):
     return jobs.create_sandbox_job(job_id, str(sif), **arguments)
 
 
+def test_hcl_is_parsed_by_nomad(client):
+    text = 'variable "dc" { type = string }\njob "a" { datacenters = [var.dc] }'
+    tricky = 'two "words", ${dollars} and a \\ '
+    assert client.parse_job(text, {"dc": tricky})["Datacenters"] == [tricky]
+    for wrong in (text, "job {", "nothing"):
+        with pytest.raises(RejectedError) as raised:
+            client.parse_job(wrong, {})
+        assert raised.value.fault is Fault.CONFIGURATION
+
+
 def token_of(agent):
     return (agent.directory / "token").read_text()
 

@@ -8,6 +8,7 @@ import pytest
 
 from sifproof import config, deploy
 from sifproof.cluster import Cluster
+from sifproof.errors import Fault, SifproofError
 from sifproof.records import PlannedSandbox
 from sifproof.run import Run
 from sifproof.sandbox import tokens
@@ -16,7 +17,7 @@ from sifproof.sandbox import tokens
 def rendered_to(folder: Path) -> Path:
     """Where the job lies in the folder of a run."""
     output = folder / "jobs" / "box.json"
-    output.parent.mkdir()
+    output.parent.mkdir(exist_ok=True)
     return output
 
 
@@ -47,12 +48,18 @@ TAKES_NONE = {
     "another command": {"driver": "docker", "command": ["python3", "/other/server.py"]},
     "another image": {"driver": "docker", "image": "docker-daemon:somebodys:1"},
     "turned off": {"driver": "docker", "tokens": False},
+    "the plain line": {"driver": "singularity", "port": 20000, "containment": "plain"},
 }
 
 
 def render(folder: Path, sandbox: dict[str, object]) -> Path:
     image, output = folder / "image.json", rendered_to(folder)
-    image.write_text(json.dumps({"source": "x", "digest": "x", "id": "x", "name": "x", "layers": [], "seconds": {}}))
+    made = {"source": "x", "digest": "x"}
+    if sandbox["driver"] == "docker":
+        made |= {"id": "x", "name": "x", "layers": [], "seconds": {}}
+    else:
+        made |= {"architecture": "amd64", "sif": "/x.sif", "sha256": "0" * 64, "size_bytes": 1, "created": ""}
+    image.write_text(json.dumps(made))
     deploy.render_job(
         Run("r", folder),
         PlannedSandbox(name="box", driver="docker", image="x", slots=1, count=1, suites=[], job_id="sifproof-r-box"),
@@ -90,3 +97,27 @@ def test_a_server_that_may_not_know_the_option_gets_none(tmp_path, sandbox):
     output = render(tmp_path, sandbox)
     assert "token" not in output.read_text()
     assert tokens.read(output) is None
+
+
+def given(folder, **settings):
+    task = {"Name": "s", "Driver": "raw_exec", "Config": {"command": "serve", "args": ["--slots", "2"]}}
+    group = {"Name": "g", "Tasks": [task], "Networks": [{"DynamicPorts": [{"Label": "api"}]}]}
+    (folder / "job.json").write_text(json.dumps({"ID": "agents", "TaskGroups": [group]}))
+    return {"driver": "singularity", "job": str(folder / "job.json"), **settings}
+
+
+def test_the_token_of_a_job_of_productions_comes_from_its_file(tmp_path):
+    (tmp_path / "secret").write_text("let-me-in\n")
+    output = render(tmp_path, given(tmp_path, job_token=str(tmp_path / "secret")))
+    assert tokens.read(output) == "let-me-in"
+    assert "let-me-in" not in output.read_text()
+    assert tokens.read(render(tmp_path, given(tmp_path))) is None
+
+
+@pytest.mark.parametrize("content", ["", "two words", "x" * 5000, "ü"])
+def test_a_file_without_a_token_is_refused(tmp_path, content):
+    (tmp_path / "secret").write_text(content)
+    with pytest.raises(SifproofError) as raised:
+        render(tmp_path, given(tmp_path, job_token=str(tmp_path / "secret")))
+    assert raised.value.fault is Fault.CONFIGURATION
+    assert content not in str(raised.value) or not content

@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sifproof import __version__
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad.client import Client, RejectedError
+from sifproof.nomad.client import RejectedError
 from sifproof.nomad.job import META_PORT, META_RUN, META_SANDBOX, META_TASK, META_VERSION, PORT_LABEL
 
 DRIVERS = {"raw_exec": "singularity", "exec": "singularity", "exec2": "singularity", "docker": "docker"}
@@ -70,11 +70,14 @@ def slots_in(path: Path) -> int:
     return found.pop()
 
 
-def read(path: Path, client: Client, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+def read(
+    path: Path, parse: Callable[[str, Mapping[str, str]], dict[str, Any]], variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The job in ``path``, without the ``{"Job": …}`` around it.
 
-    ``variables`` are those that the HCL asks for. Raises :class:`SifproofError` (fault: configuration) where it is
-    neither JSON of a job nor HCL that Nomad takes.
+    ``parse`` is :meth:`~sifproof.nomad.client.Client.parse_job` of a client, asked for HCL alone; ``variables`` are those
+    that the HCL has. Raises :class:`SifproofError` (fault: configuration) where it is neither JSON of a job nor HCL that
+    Nomad takes.
     """
     text = text_of(path)
     if text.lstrip().startswith("{"):
@@ -82,7 +85,7 @@ def read(path: Path, client: Client, variables: Mapping[str, str] | None = None)
             raise _unfit(path, "it is JSON, which has no variables", "take `job_variables` out")
         return _of_json(text, path)
     try:
-        return client.parse_job(text, variables or {})
+        return parse(text, variables or {})
     except RejectedError as error:
         raise _unfit(path, error.why, "try it with `nomad job validate`") from None
 
