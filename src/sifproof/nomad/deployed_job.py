@@ -75,9 +75,9 @@ def read(
 ) -> dict[str, Any]:
     """The job in ``path``, without the ``{"Job": …}`` around it.
 
-    ``parse`` is :meth:`~sifproof.nomad.client.Client.parse_job` of a client, asked for HCL alone; ``variables`` are those
-    that the HCL has. Raises :class:`SifproofError` (fault: configuration) where it is neither JSON of a job nor HCL that
-    Nomad takes.
+    ``parse`` is :meth:`~sifproof.nomad.client.Client.parse_job` of a client, asked for HCL alone; ``variables`` are
+    those that the HCL has. Raises :class:`SifproofError` (fault: configuration) where it is neither JSON of a job nor
+    HCL that Nomad takes.
     """
     text = text_of(path)
     if text.lstrip().startswith("{"):
