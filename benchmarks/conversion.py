@@ -75,7 +75,7 @@ def build_plainly(archive: Path, work: Path) -> float:
     begin = time.monotonic()
     subprocess.run(
         [tools.require("apptainer").path, "--quiet", "build", made, f"docker-archive:{archive}"],
-        env={**tools.environment(), "APPTAINER_CACHEDIR": str(cache)},
+        env={**tools.environment("apptainer"), "APPTAINER_CACHEDIR": str(cache)},
         check=True,
         stdout=subprocess.DEVNULL,
     )
@@ -105,12 +105,13 @@ def make_archive(work: Path) -> Path:
             "bookworm",
             layer,
         ],
-        env=tools.environment(),
+        env=tools.environment("mmdebstrap"),
         check=True,
     )
     with layer.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    architecture = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True)
+    asked = ["dpkg", "--print-architecture"]
+    architecture = subprocess.run(asked, capture_output=True, text=True, check=True, env=tools.environment())
     config = json.dumps(
         {
             "architecture": architecture.stdout.strip(),

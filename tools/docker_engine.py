@@ -29,7 +29,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from sifproof import tools  # noqa: E402
+from sifproof import tools, variables  # noqa: E402
 from sifproof.errors import SifproofError  # noqa: E402
 
 _START_LIMIT_S = 60
@@ -87,11 +87,12 @@ def _answering() -> str:
         capture_output=True,
         text=True,
         check=False,
+        env=tools.environment("docker"),
     )
     return (os.environ.get("DOCKER_HOST") or "its usual place") if asked.returncode == 0 else ""
 
 
-def _run(command: list[str], environment: dict[str, str]) -> int:
+def _run(command: list[str], callers: dict[str, str]) -> int:
     # Held back until there is a process to pass them on to.
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -100,7 +101,7 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         _die_with_parent()
 
-    process = subprocess.Popen(command, env=environment, preexec_fn=in_child)  # noqa: PLW1509 (no threads)
+    process = subprocess.Popen(command, env=callers, preexec_fn=in_child)  # noqa: PLW1509 (no threads)
 
     def pass_on(number: int, _frame: object) -> None:
         # Ctrl-C on a terminal reaches the command without our help, and twice would mean something else to it.
@@ -221,6 +222,9 @@ class _Keeper:
         # through, as Nomad's into a task's folder must. containerd has one fixed folder, which another engine
         # may be using.
         script = 'mkdir -p /run/containerd && mount -t tmpfs tmpfs /run/containerd && exec "$@"'
+        environment = variables.of("dockerd")
+        environment["PATH"] = f"{programs}/sbin:{programs}/bin:{environment['PATH']}:/usr/sbin:/sbin"
+        environment["NOTIFY_SOCKET"] = str(folder / "notify")
         with (folder / "log").open("wb") as log:
             return subprocess.Popen(
                 [
@@ -235,11 +239,7 @@ class _Keeper:
                     f"{programs}/sbin/dockerd",
                     *options,
                 ],
-                env=os.environ
-                | {
-                    "PATH": f"{programs}/sbin:{programs}/bin:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin",
-                    "NOTIFY_SOCKET": str(folder / "notify"),
-                },
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

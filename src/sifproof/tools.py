@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sifproof import variables
 from sifproof.errors import SifproofError
 
 Origin = Literal["PATH", ".tools"]
@@ -96,8 +97,8 @@ def require(name: str) -> Tool:
     )
 
 
-def environment() -> dict[str, str]:
-    """The environment to start programs in: this process's own, with the chosen tools first on PATH.
+def environment(program: str = "") -> dict[str, str]:
+    """The environment to start ``program`` in, as :mod:`sifproof.variables` makes it, the chosen tools first on PATH.
 
     ``singularity`` and ``apptainer`` both name the chosen one there: spython knows only the former.
     """
@@ -106,7 +107,7 @@ def environment() -> dict[str, str]:
         if tool := find(name):
             links |= {command: str(tool.path) for command in need.commands or (name,)}
     folders = [str(_folder_of(links)), *map(str, _path_without_ours())]
-    return os.environ | {"PATH": os.pathsep.join(folders)}
+    return variables.of(program) | {"PATH": os.pathsep.join(folders)}
 
 
 def new_enough(name: str, version: str) -> bool:
@@ -154,6 +155,7 @@ def _ask(name: str, path: Path) -> str:
             timeout=_VERSION_TIMEOUT_S,
             check=False,
             stdin=subprocess.DEVNULL,
+            env=variables.of(name),
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

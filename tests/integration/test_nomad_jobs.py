@@ -31,7 +31,10 @@ TOKENS = {"NOMAD_TOKEN": "t0", "HF_TOKEN": "t1", "GITHUB_TOKEN": "t2", "AWS_SECR
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**TOKENS, "APPTAINERENV_LEAK": "t5", "DOCKER_HOST": "unix:///no/engine.sock"}.items():
+        # Settings of Apptainer's that would keep every sandbox from its start.
+        hostile = {"APPTAINER_FAKEROOT": "1", "SINGULARITY_CONFIG_FILE": "/nowhere", "LD_PRELOAD": "/nowhere.so"}
+        given = {**TOKENS, **hostile, "APPTAINERENV_LEAK": "t5", "DOCKER_HOST": "unix:///no/engine.sock"}
+        for name, value in given.items():
             patch.setenv(name, value)
         folder = tmp_path_factory.mktemp("nomad")
         with local_agent(folder) as started:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from sifproof import variables
 from sifproof.errors import SifproofError
 from steps import places
 from steps.progress import Step, say
@@ -195,7 +196,7 @@ class Apt:
             "APT::Get::AllowUnauthenticated": "false",
         }
         (folder / "apt.conf").write_text("\n".join(network + [f'{k} "{v}";' for k, v in own.items()]) + "\n")
-        self._env = dict(os.environ, APT_CONFIG=str(folder / "apt.conf"), LC_ALL="C")
+        self._env = variables.of("apt") | {"APT_CONFIG": str(folder / "apt.conf")}
         self._mirror = ""
         self._updated = False
         self._keyring = Path("/") / _KEYRING
@@ -317,7 +318,7 @@ def _count(packages: int) -> str:
 
 
 def _output(argv: list[str]) -> str:
-    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+    return subprocess.run(argv, capture_output=True, text=True, check=False, env=variables.of("apt")).stdout
 
 
 def _make_writable(folder: Path) -> None:

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from sifproof import tools
+from sifproof import tools, variables
 from sifproof.errors import SifproofError
 from steps import places, python
 from steps.progress import Step
@@ -24,8 +24,6 @@ _GO_LOCK = places.CHECKOUT / "tools" / "python" / "go.lock"
 _GO_CACHE = places.TOOLS / "cache" / "go"
 _BUILD_FLAGS = ("-trimpath", "-ldflags=-s -w")
 _PACKAGE = "github.com/hashicorp/nomad"
-# Go's own settings would change what is built; where modules come from stays the machine's business.
-_KEPT_SETTINGS = ("GOPROXY", "GOSUMDB", "GOPRIVATE", "GONOPROXY", "GONOSUMDB", "GOINSECURE", "GOENV", "GOVCS")
 
 
 def build(before: Callable[[], None] = lambda: None) -> None:
@@ -55,8 +53,9 @@ def _compile(program: Path) -> None:
     with Step("nomad", f"Nomad {_version()} from its Go module, some minutes", places.LOGS) as step:
         go, go_env = _go(step)
         step.what = f"Nomad {_version()} from its Go module, built with {go}, some minutes"
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("GO", "CGO_")) or k in _KEPT_SETTINGS}
-        env |= go_env | {
+        # Go's own settings would change what is built; where modules come from stays the machine's business.
+        env = variables.of("go") | go_env
+        env |= {
             "GOFLAGS": "-mod=readonly -modcacherw -buildvcs=false",
             "GOTOOLCHAIN": "local",
             "GOWORK": "off",
@@ -80,7 +79,7 @@ def _go(step: Step) -> tuple[Path, dict[str, str]]:
     if found := shutil.which("go"):
         printed = subprocess.run(
             [found, "env", "GOVERSION"],
-            env=os.environ | {"GOTOOLCHAIN": "local"},
+            env=variables.of("go") | {"GOTOOLCHAIN": "local"},
             capture_output=True,
             text=True,
             check=False,

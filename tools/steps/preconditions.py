@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from sifproof import variables
 from sifproof.errors import SifproofError
 from steps import places
 
@@ -42,7 +43,7 @@ def _user_namespaces() -> Iterator[SifproofError]:
     # bubblewrap in the container makes a namespace inside Apptainer's: two levels.
     one = ["unshare", "--user", "--map-root-user"]
     for words, what in ((one, "user namespaces"), ([*one, *one], "user namespaces inside user namespaces")):
-        asked = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
+        asked = subprocess.run([*words, "true"], capture_output=True, text=True, check=False, env=variables.of())
         if asked.returncode != 0:
             yield SifproofError(
                 f"this machine gives no {what}",

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from sifproof import variables
 from sifproof.errors import SifproofError
 
 _TERMINAL = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
@@ -79,6 +80,8 @@ class Step:
     def run(self, argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
         """Run ``argv``, its output to the step's log and last line to the screen; its standard output is returned.
 
+        ``env`` is its environment, what :mod:`sifproof.variables` gives to any program where absent.
+
         Raises :class:`SifproofError` with the end of the output where the command fails.
         """
         words = [str(word) for word in argv]
@@ -89,7 +92,7 @@ class Step:
             process = subprocess.Popen(
                 # What set-up started must not go on behind the next call where this process is killed.
                 ["setpriv", "--pdeathsig", "KILL", *words],
-                env=env,
+                env=variables.of() if env is None else env,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -7,11 +7,11 @@ toolchain for machines without one.
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import sys
 from pathlib import Path
 
+from sifproof import variables
 from sifproof.errors import SifproofError
 from steps import debian, places
 from steps.progress import Step
@@ -84,7 +84,8 @@ def renew_locks() -> None:
                     *(VENV / "bin" / "uv", "pip", "compile", "--universal", "--upgrade", "--generate-hashes"),
                     *("--python-version", "3.11", "--no-header", "--no-annotate", "--no-emit-index-url"),
                     *("--output-file", _LOCKS / f"{lock}.lock", *source),
-                ]
+                ],
+                env=variables.of("uv"),
             )
         pip(step, "uninstall", "--yes", "uv")
 
@@ -94,11 +95,10 @@ def pip(step: Step, *words: str | Path) -> None:
     arguments = [*words, "--disable-pip-version-check", "--no-input"]
     if words[0] == "install":
         arguments += ["--progress-bar=off", "--no-warn-script-location"]
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "PYTHONPATH", "PIP_REQUIRE_VIRTUALENV")}
     command: list[str | Path] = [python(), "-m", "pip"]
     if not list(VENV.glob("lib/python3*/site-packages/pip")):
         command = [python(), next((places.TOOLS / "debian" / "pip").glob("usr/share/python-wheels/pip-*.whl")) / "pip"]
-    step.run([*command, *arguments], env=env)
+    step.run([*command, *arguments], env=variables.of("pip"))
 
 
 def _has_pip() -> bool:

@@ -112,7 +112,7 @@ class Here:
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=subprocess.DEVNULL,
-            env=tools.environment(),
+            env=local.handed_on(),  # what the tasks of a local agent would get
             start_new_session=True,  # so that it can be ended with all that it started
         )
 

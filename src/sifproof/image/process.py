@@ -67,7 +67,7 @@ def capture(name: str, *arguments: str, timeout_s: float = 60.0) -> bytes:
             command,
             capture_output=True,
             timeout=timeout_s,
-            env=tools.environment(),
+            env=tools.environment(name),
             stdin=subprocess.DEVNULL,
             check=False,
         )
@@ -114,7 +114,7 @@ def run(
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env={**tools.environment(), scratch.OWNER_VARIABLE: scratch.owner(), **(environment or {})},
+                env={**tools.environment(name), scratch.OWNER_VARIABLE: scratch.owner(), **(environment or {})},
                 start_new_session=True,  # so that it can be ended with all that it started
                 pass_fds=keep,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 (one call of a library that is loaded already)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sifproof.config import Conversion
 from sifproof.image.digest import ImageConfig, SourceDigest, file_digest
 from sifproof.records import write_atomically
+
+_RECIPE = 2
+"""Part of every key: to be raised when the same input is to give another SIF. 2: no setting of the caller's counts."""
 
 
 class ConversionSettings(Conversion):
@@ -74,8 +78,10 @@ class SifStore:
 
     def key(self, source: SourceDigest, versions: dict[str, str], settings: ConversionSettings) -> str:
         """The name of the SIF of ``source``: the same for the same content, tools and arguments, else another."""
+        # Root keeps owners and files that an ordinary user can't read.
         decides = [
-            source.digest, versions["apptainer"], versions["mksquashfs"], settings.mksquashfs_arguments,
+            _RECIPE, source.digest, versions["apptainer"], versions["mksquashfs"], settings.mksquashfs_arguments,
+            "root" if os.geteuid() == 0 else "user",
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
 

@@ -310,8 +310,8 @@ def _context_files(context: Path) -> list[str]:
     listed: list[str] = []
     for path in sorted({context / "Containerfile", *_not_ignored(context)}):
         if path.is_file():
-            mode = "x" if os.access(path, os.X_OK) else "-"
-            listed += [str(path.relative_to(context)), mode, hashlib.sha256(path.read_bytes()).hexdigest()]
+            mode = path.stat().st_mode & 0o777
+            listed += [str(path.relative_to(context)), f"{mode:o}", hashlib.sha256(path.read_bytes()).hexdigest()]
     return listed
 
 

@@ -136,7 +136,7 @@ def read_labels(path: Path) -> dict[str, str]:
             [str(tools.require("apptainer").path), "inspect", "--json", "--labels", str(path)],
             sudo=False,
             quiet=True,
-            environ=tools.environment(),
+            environ=tools.environment("apptainer"),
         )
         labels = json.loads(result["message"][0])["data"]["attributes"]["labels"]
         return {str(name): str(value) for name, value in labels.items()}

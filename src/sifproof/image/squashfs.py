@@ -59,7 +59,7 @@ def read(path: Path, keep: frozenset[str] = frozenset()) -> Content:
     problem = ""
     with tempfile.TemporaryFile() as words:
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, env=tools.environment()
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, env=tools.environment("mksquashfs")
         ) as process:
             stream = process.stdout
             assert stream is not None  # noqa: S101 (a pipe)

@@ -197,8 +197,8 @@ def start(
 
 def handed_on() -> dict[str, str]:
     """What an agent gets of this process's environment."""
-    variables = {**os.environ, **tools.environment()}
-    return {name: variables[name] for name in _HANDED_ON if variables.get(name)}
+    given = {**os.environ, **tools.environment()}
+    return {name: given[name] for name in _HANDED_ON if given.get(name)}
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -373,7 +373,7 @@ def _unmount(folder: Path) -> list[str]:
     """Undo the mounts in ``folder``, and those of what is in it; where they were."""
     points = traces.find_mounts(f"{folder}/")
     for point in points:
-        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
+        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False, env=tools.environment())
     return points
 
 

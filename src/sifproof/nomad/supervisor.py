@@ -117,7 +117,6 @@ def start_agent(
         }
         written = home / "agent.json"
         write_private(written, json.dumps(additions, indent=2))
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         agent = subprocess.Popen(
             [order["nomad"], "agent", "-dev", f"-config={order['configuration']}", f"-config={written}"],
             stdin=subprocess.DEVNULL,
@@ -125,7 +124,7 @@ def start_agent(
             stderr=log,
             cwd=home,
             # Whatever the agent starts inherits this, and can be found by it.
-            env={**environment, MARK: f"{home}/"},
+            env={**handed_down(), MARK: f"{home}/"},
             start_new_session=True,
             preexec_fn=die_with_supervisor,  # noqa: PLW1509 - one thread
         )
@@ -156,6 +155,11 @@ def start_agent(
     raise AssertionError("unreachable")
 
 
+def handed_down() -> dict[str, str]:
+    """This process's environment, which :mod:`.local` made for the agent, without what only Python needs."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def write_state(home: Path, state: dict[str, Any]) -> None:
     """Leave ``state`` for others who look for the agent, and for whoever clears away after this process."""
 
@@ -180,7 +184,9 @@ def make_certificate(home: Path, nomad: str, log: IO[bytes]) -> dict[str, Any]:
     folder = home / "tls"
     folder.mkdir(mode=0o700)
     for what in (["ca", "create"], ["cert", "create", "-server"]):
-        subprocess.run([nomad, "tls", *what], cwd=folder, stdout=subprocess.DEVNULL, stderr=log, check=True)
+        subprocess.run(
+            [nomad, "tls", *what], cwd=folder, stdout=subprocess.DEVNULL, stderr=log, check=True, env=handed_down()
+        )
     return {
         "rpc": True,
         "verify_server_hostname": True,

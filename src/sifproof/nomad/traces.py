@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sifproof import tools
 from sifproof.errors import SifproofError
 from sifproof.image.daemon import ANSWERS_WITHIN_S
 from sifproof.nomad.ports import MARK
@@ -213,6 +214,7 @@ def find_containers(allocation: str, docker: str) -> list[str]:
             text=True,
             timeout=ANSWERS_WITHIN_S,
             check=False,
+            env=tools.environment("docker"),
         )
     except subprocess.TimeoutExpired:
         raise SifproofError(f"The Docker engine did not answer in {ANSWERS_WITHIN_S:g} s") from None
@@ -229,7 +231,8 @@ def remove_container(container: str, docker: str) -> None:
     """
     command = [docker, "rm", "--force", container.partition(" ")[0]]
     try:
-        subprocess.run(command, capture_output=True, timeout=_REMOVED_WITHIN_S, check=False)
+        environment = tools.environment("docker")
+        subprocess.run(command, capture_output=True, timeout=_REMOVED_WITHIN_S, check=False, env=environment)
     except subprocess.TimeoutExpired:
         raise SifproofError(f"The Docker engine did not remove {container} in {_REMOVED_WITHIN_S:g} s") from None
 
