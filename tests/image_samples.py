@@ -69,11 +69,16 @@ def layers(mark: str = "") -> list[bytes]:
     return [lower, layer({"etc/.wh.gone": b"", "app": None, "app/empty": b"", "app/data": b"\0\1\2" * 1000})]
 
 
-def config(blobs: list[bytes], architecture: str = "", settings: dict[str, Any] | None = None) -> bytes:
+def config(
+    blobs: list[bytes],
+    architecture: str = "",
+    settings: dict[str, Any] | None = None,
+    marks: dict[str, Any] | None = None,
+) -> bytes:
+    """``marks`` is what it says of its platform, in place of ``architecture`` and Linux."""
     return json.dumps(
         {
-            "architecture": architecture or host_architecture(),
-            "os": "linux",
+            **({"architecture": architecture or host_architecture(), "os": "linux"} if marks is None else marks),
             "config": CONFIG if settings is None else settings,
             "rootfs": {"type": "layers", "diff_ids": [_digest(b) for b in blobs]},
         }
@@ -88,9 +93,17 @@ def docker_archive(
 
 
 def docker_archive_of(
-    path: Path, images: dict[str, list[bytes]], architecture: str = "", *, compression: str = "", damage: bool = False
+    path: Path,
+    images: dict[str, list[bytes]],
+    architecture: str = "",
+    *,
+    compression: str = "",
+    damage: bool = False,
+    lacks_layers: bool = False,
+    beside: dict[str, bytes] | None = None,
 ) -> Path:
-    listed, files = [], {}
+    """``beside`` are further files, as today's engines write an OCI layout beside."""
+    listed, files = [], dict(beside or {})
     for tag, blobs in images.items():
         text = config(blobs, architecture)
         name = f"{_digest(text)[7:]}.json"
@@ -98,7 +111,7 @@ def docker_archive_of(
         names = [f"{_digest(b)[7:]}/layer.tar" for b in blobs]
         held = blobs if not damage else [b[:600] + b"\xff" * (len(b) - 600) for b in blobs]
         files |= dict(zip(names, held, strict=True))
-        listed.append({"Config": name, "RepoTags": [tag], "Layers": names})
+        listed.append({"Config": name, "RepoTags": [tag], "Layers": [] if lacks_layers else names})
     files["manifest.json"] = json.dumps(listed).encode()
     with tarfile.open(path, f"w:{compression}") as tar:
         for name, content in files.items():
@@ -122,8 +135,6 @@ def oci_layout(
 
     ``held`` are its layers and ``settings`` how it wants to be run, in place of those of the sample.
     """
-    (path / "blobs/sha256").mkdir(parents=True)
-    (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     entries = []
     for number, tag in enumerate(tags):
         name = {"annotations": {"org.opencontainers.image.ref.name": tag}} if tag else {}
@@ -135,10 +146,25 @@ def oci_layout(
                 other | {"platform": {"architecture": "s390x", "os": "linux"}},
                 other | {"platform": {"architecture": "unknown", "os": "unknown"}},
             ]
-            media = "application/vnd.oci.image.index.v1+json"
-            text = json.dumps({"schemaVersion": 2, "mediaType": media, "manifests": platforms}).encode()
-            one = _put(path, text, media)
+            one = index_of(path, platforms)
         entries.append(one | name)
+    return layout_of(path, entries)
+
+
+def image_of(path: Path, mark: str = "", says: dict[str, Any] | None = None, *, lacks_layers: bool = False) -> dict:
+    """Put an image into a layout; ``says`` is what its config says of its platform. What a manifest says of it."""
+    return _manifest(path, layers(mark), True, marks=says, lacks_layers=lacks_layers)
+
+
+def index_of(path: Path, entries: list[dict]) -> dict:
+    """Put an index into a layout; what another says of it."""
+    media = "application/vnd.oci.image.index.v1+json"
+    return _put(path, json.dumps({"schemaVersion": 2, "mediaType": media, "manifests": entries}).encode(), media)
+
+
+def layout_of(path: Path, entries: list[dict]) -> Path:
+    """Make a layout of what was put there."""
+    (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
     (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
     return path
 
@@ -158,19 +184,28 @@ def sif_header(path: Path, *, architecture: bytes = b"02", data: int = 100, cut:
 
 
 def _manifest(
-    path: Path, blobs: list[bytes], raw: bool, architecture: str = "", settings: dict[str, Any] | None = None
-) -> dict[str, object]:
+    path: Path,
+    blobs: list[bytes],
+    raw: bool,
+    architecture: str = "",
+    settings: dict[str, Any] | None = None,
+    *,
+    marks: dict[str, Any] | None = None,
+    lacks_layers: bool = False,
+) -> dict[str, Any]:
     media = "application/vnd.oci.image.layer.v1.tar" + ("" if raw else "+gzip")
+    text = config(blobs, architecture, settings, marks)
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": _put(path, config(blobs, architecture, settings), "application/vnd.oci.image.config.v1+json"),
-        "layers": [_put(path, b if raw else gzip.compress(b, mtime=0), media) for b in blobs],
+        "config": _put(path, text, "application/vnd.oci.image.config.v1+json"),
+        "layers": [] if lacks_layers else [_put(path, b if raw else gzip.compress(b, mtime=0), media) for b in blobs],
     }
     return _put(path, json.dumps(manifest).encode(), str(manifest["mediaType"]))
 
 
-def _put(path: Path, content: bytes, media: str) -> dict[str, object]:
+def _put(path: Path, content: bytes, media: str) -> dict[str, Any]:
+    (path / "blobs/sha256").mkdir(parents=True, exist_ok=True)
     (path / "blobs/sha256" / _digest(content)[7:]).write_bytes(content)
     return {"mediaType": media, "digest": _digest(content), "size": len(content)}
 

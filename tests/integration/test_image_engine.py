@@ -9,6 +9,7 @@ import pytest
 
 from sifproof import tools
 from sifproof.errors import Fault, SifproofError
+from sifproof.image import process
 from sifproof.image.convert import convert
 from sifproof.image.digest import digest
 from sifproof.image.engine import engine_version, load_into_engine
@@ -56,9 +57,8 @@ def test_what_was_identified_is_taken_though_its_name_has_moved_on(name, tmp_pat
     assert made.digest == identity.digest
     other = convert(source, tmp_path / "store", log=tmp_path / "log")
     assert (other.reused, other.sha256 == made.sha256) == (False, False)
-    assert docker("image", "inspect", "--format", "{{.Id}}", load_into_engine(source, name, identity=identity)) == (
-        identity.digest
-    )
+    loaded = load_into_engine(source, name, identity=identity)
+    assert loaded.id == docker("image", "inspect", "--format", "{{.Id}}", loaded.name) == identity.digest
 
 
 def test_an_archive_that_changed_is_not_loaded(name, tmp_path):
@@ -89,11 +89,12 @@ def test_any_source_is_loaded_under_a_tag_of_its_own(kind, name, tmp_path):
     source = parse(f"{kind}:{location}")
     before = docker("image", "inspect", "--format", "{{.Id}}", name)
     log = tmp_path / "log"
-    tag = load_into_engine(source, f"Box {name}", log=log)
+    tag, number = load_into_engine(source, f"Box {name}", log=log)
+    assert number == digest(source).digest
     assert tag == f"sifproof/box-{name}:{digest(source).digest[7:19]}"
     assert docker("image", "inspect", "--format", "{{json .Config.Entrypoint}}", tag) == '["/bin/serve"]'
     said = log.read_text()
-    assert load_into_engine(source, f"Box {name}", log=log) == tag
+    assert load_into_engine(source, f"Box {name}", log=log) == (tag, number)
     assert log.read_text() == said
     assert docker("image", "inspect", "--format", "{{.Id}}", name) == before
 
@@ -104,9 +105,40 @@ def test_an_engine_takes_no_sif(tmp_path):
     assert raised.value.fault is Fault.CONFIGURATION
 
 
+@pytest.mark.parametrize("kind", ["docker-archive", "docker-daemon"])
+def test_a_tag_that_another_image_bears_is_not_trusted(kind, name, tmp_path):
+    """The same layers, and another ENV: the tag is given to the image that was meant."""
+    source = parse(f"docker-archive:{tmp_path}/first.tar" if kind == "docker-archive" else f"docker-daemon:{name}")
+    tag, number = load_into_engine(source, name)
+    layout = samples.oci_layout(tmp_path / "other", mark=name, settings=samples.CONFIG | {"Env": ["PATH=/bin", "B=1"]})
+    other = load_into_engine(parse(f"oci:{layout}"), f"other-{name}")
+    assert other.id != number
+    docker("tag", other.id, tag)
+    assert load_into_engine(source, name) == (tag, number)
+    assert docker("image", "inspect", "--format", "{{.Id}}", tag) == number
+    assert docker("image", "inspect", "--format", "{{.Id}}", other.name) == other.id
+
+
+def test_a_tag_that_stays_with_another_image_is_told(name, tmp_path, monkeypatch):
+    source = parse(f"docker-archive:{tmp_path}/first.tar")
+    layout = samples.oci_layout(tmp_path / "other", mark=name, settings={"Entrypoint": ["/bin/other"]})
+    other = load_into_engine(parse(f"oci:{layout}"), f"other-{name}")
+    run = process.run
+
+    def run_and_move(tool: str, arguments: list[str], **options) -> None:
+        run(tool, arguments, **options)
+        if arguments[0] == "load":
+            docker("tag", other.id, f"sifproof/{name}:{digest(source).digest[7:19]}")
+
+    monkeypatch.setattr(process, "run", run_and_move)
+    with pytest.raises(SifproofError, match="has another image as") as raised:
+        load_into_engine(source, name)
+    assert raised.value.fault is Fault.INFRASTRUCTURE
+
+
 def test_damaged_layers_are_the_images_fault(name, tmp_path):
     archive = samples.docker_archive(tmp_path / "bad.tar", damage=True)
-    with pytest.raises(SifproofError, match="can't be loaded") as raised:
+    with pytest.raises(SifproofError, match="is damaged") as raised:
         load_into_engine(parse(f"docker-archive:{archive}"), name)
     assert raised.value.fault is Fault.IMAGE
 

@@ -5,11 +5,22 @@ import json
 import os
 
 import pytest
-from image_samples import config, docker_archive, docker_archive_of, layers, oci_archive, oci_layout, sif_header
+from image_samples import (
+    config,
+    docker_archive,
+    docker_archive_of,
+    image_of,
+    index_of,
+    layers,
+    layout_of,
+    oci_archive,
+    oci_layout,
+    sif_header,
+)
 
 from sifproof.errors import Fault, SifproofError
 from sifproof.image.digest import digest, file_digest
-from sifproof.image.source import parse
+from sifproof.image.source import host_architecture, parse, verify
 
 EXPECTED = "sha256:" + hashlib.sha256(config(layers())).hexdigest()
 
@@ -61,7 +72,7 @@ def test_an_archive_of_several_images_needs_a_name(tmp_path):
 def test_an_index_without_this_processor(tmp_path, monkeypatch):
     layout = oci_layout(tmp_path / "x", index=True)
     monkeypatch.setattr("sifproof.image.digest.host_architecture", lambda: "riscv64")
-    with pytest.raises(SifproofError, match="not for riscv64") as raised:
+    with pytest.raises(SifproofError, match="not for linux/riscv64") as raised:
         digest(parse(f"oci:{layout}"))
     assert raised.value.fault is Fault.CONFIGURATION
 
@@ -72,6 +83,77 @@ def test_a_damaged_config_is_refused(tmp_path):
     blob.write_bytes(blob.read_bytes().replace(b"s3cret", b"s4cret"))
     with pytest.raises(SifproofError, match="damaged"):
         digest(parse(f"oci:{layout}"))
+
+
+@pytest.mark.parametrize(
+    "marks", [{}, {"architecture": None, "os": None}, {"architecture": "", "os": ""}, {"architecture": 7}]
+)
+def test_what_an_image_does_not_say_speaks_against_nothing(tmp_path, marks):
+    layout = layout_of(tmp_path, [image_of(tmp_path, says=marks)])
+    found = digest(parse(f"oci:{layout}"))
+    assert (found.architecture, found.os) == ("", "")
+    verify(parse(f"oci:{layout}"))
+
+
+@pytest.mark.parametrize(
+    ("marks", "said"),
+    [
+        ({"os": "windows", "architecture": host_architecture()}, f"made for windows/{host_architecture()}, and"),
+        ({"os": "windows"}, "made for windows/"),
+        ({"os": "linux", "architecture": "s390x"}, "made for linux/s390x, and"),
+    ],
+)
+def test_an_image_of_its_own_for_another_platform(tmp_path, marks, said):
+    layout = layout_of(tmp_path, [image_of(tmp_path, says=marks)])
+    with pytest.raises(SifproofError, match=said) as raised:
+        verify(parse(f"oci:{layout}"))
+    assert raised.value.fault is Fault.CONFIGURATION
+
+
+def test_who_names_a_variant_itself_may_have_it(tmp_path):
+    layout = layout_of(tmp_path, [image_of(tmp_path, says={"architecture": host_architecture(), "variant": "v99"})])
+    verify(parse(f"oci:{layout}"))
+    index = layout_of(
+        tmp_path, [index_of(tmp_path, [image_of(tmp_path, says={"variant": "v99", "architecture": "arm"})])]
+    )
+    with pytest.raises(SifproofError, match="made for linux/arm/v99, not for"):
+        digest(parse(f"oci:{index}"))
+
+
+def lacking(path):
+    """The same image without layers, in each form of a file; the last lacks them only in the layout beside."""
+    layout = layout_of(path / "one", [image_of(path / "one", lacks_layers=True)])
+    beside = {str(f.relative_to(layout)): f.read_bytes() for f in layout.rglob("*") if f.is_file()}
+    inner = path / "index"
+    return {
+        "oci": f"oci:{layout}",
+        "oci, in an index": f"oci:{layout_of(inner, [index_of(inner, [image_of(inner, lacks_layers=True)])])}",
+        "oci-archive": f"oci-archive:{oci_archive(path / 'o.tar', layout)}",
+        "docker-archive": f"docker-archive:{docker_archive(path / 'd.tar', lacks_layers=True)}",
+        "both in one": f"docker-archive:{docker_archive_of(path / 'b.tar', {'a:1': layers()}, beside=beside)}",
+    }
+
+
+@pytest.mark.parametrize("kind", ["oci", "oci, in an index", "oci-archive", "docker-archive", "both in one"])
+def test_a_manifest_without_layers_is_the_images_fault_wherever_it_lies(tmp_path, kind):
+    source = parse(lacking(tmp_path)[kind])
+    with pytest.raises(
+        SifproofError, match="is not whole: its manifest lists 0 layers, and its config names 2"
+    ) as raised:
+        digest(source)
+    assert raised.value.fault is Fault.IMAGE
+    verify(source)  # a verdict on the image is none on the config
+
+
+def test_a_layout_beside_an_archive_that_agrees_is_fine(tmp_path):
+    layout = layout_of(tmp_path, [image_of(tmp_path)])
+    beside = {str(f.relative_to(layout)): f.read_bytes() for f in layout.rglob("*") if f.is_file()}
+    archive = docker_archive_of(tmp_path / "b.tar", {"a:1": layers()}, beside=beside)
+    assert digest(parse(f"docker-archive:{archive}")).digest == EXPECTED
+    lost = {name: content for name, content in beside.items() if not name.startswith("blobs")}
+    assert (
+        digest(parse(f"docker-archive:{docker_archive_of(archive, {'a:1': layers()}, beside=lost)}")).digest == EXPECTED
+    )
 
 
 def test_an_artifact_is_no_image(tmp_path):

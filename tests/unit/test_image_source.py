@@ -85,7 +85,7 @@ def _not_sif(path):
         (lambda p: p.write_bytes(b""), "is no SIF"),
         (lambda p: sif_header(p, cut=40), "cut short"),
         (lambda p: sif_header(p, cut=150), "cut short"),
-        (lambda p: sif_header(p, architecture=b"11"), "made for s390x"),
+        (lambda p: sif_header(p, architecture=b"11"), "made for linux/s390x"),
         (lambda p: p.mkdir(), "is a directory"),
     ],
 )
@@ -119,7 +119,7 @@ def _cut(path):
         ("docker-archive", lambda p: oci_archive(p, oci_layout(p.with_suffix(".d"))), "holds no manifest.json"),
         ("oci-archive", docker_archive, "holds no index.json"),
         ("oci", lambda p: p.mkdir(), "holds no index.json"),
-        ("docker-archive", lambda p: docker_archive(p, architecture="s390x"), "made for s390x"),
+        ("docker-archive", lambda p: docker_archive(p, architecture="s390x"), "made for linux/s390x"),
     ],
 )
 def test_bad_archives(tmp_path, kind, make, said):

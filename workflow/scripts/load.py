@@ -13,9 +13,9 @@ with stages.stage("image", snakemake, sandbox=sandbox):
     settings = config.load(snakemake.config).conversion
     image = stages.read(snakemake.input.source, SourceImage)
     begin = time.monotonic()
-    name = engine.load_into_engine(
+    loaded = engine.load_into_engine(
         source.parse(image.source), sandbox, log=Path(snakemake.log[0]), settings=settings, identity=image.digest
     )
     seconds = {"load": round(time.monotonic() - begin, 3)}
-    stages.write(snakemake.output.image, LoadedImage.of(image.source, image.digest, name, seconds))
-    print(name)
+    stages.write(snakemake.output.image, LoadedImage.of(image.source, image.digest, loaded, seconds))
+    print(loaded.name)

@@ -15,6 +15,6 @@ with stages.stage("source", snakemake, sandbox=sandbox):
         named = stages.read_document(snakemake.input.reference)["source"]
     image = source.parse(named)
     found = digest.digest(image, SifStore(pipeline.sif_store(run)).digests)
-    source.require_architecture(image, found.architecture)
+    source.require_platform(image, found.architecture, found.os)
     stages.write(snakemake.output.source, SourceImage(source=named, digest=found))
     print(found.digest)

@@ -1,7 +1,7 @@
 """From an image to a SIF, by the fastest way that the machine allows.
 
-Fast is: skopeo copies the layers, uncompressed, into an OCI layout on a tmpfs, and Apptainer builds from that layout,
-its scratch directory on the same tmpfs, with zstd. A plain `apptainer build` of a Docker archive compresses every
+Fast is: the layers are copied as they are into an OCI layout on a tmpfs, and Apptainer builds from that layout, its
+scratch directory on the same tmpfs, with zstd. A plain `apptainer build` of a Docker archive compresses every
 layer and unpacks it again before it makes the SIF, on disk, with gzip at its highest level. Where a part of the fast
 way is missing, the conversion goes on without it, and the provenance says so.
 
@@ -10,6 +10,7 @@ The SIF is built under a temporary name in the store and renamed: under its real
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -28,10 +29,9 @@ import sifproof
 from sifproof import tools
 from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
-from sifproof.image import archive, process, scratch, sif, tree
+from sifproof.image import archive, layout, process, scratch, sif, tree
 from sifproof.image.digest import (
     SourceDigest,
-    by_digest,
     digest,
     file_digest,
     registry_error,
@@ -40,7 +40,7 @@ from sifproof.image.digest import (
 from sifproof.image.process import ToolFailure
 from sifproof.image.provenance import ConversionSettings, Provenance, SifStore
 from sifproof.image.scratch import Place
-from sifproof.image.source import Kind, Source, host_architecture, parse, require_architecture, require_file
+from sifproof.image.source import Kind, Source, host_architecture, parse, require_file, require_platform
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def convert(
     if identity is None:
         identity = digest(source, cache=shelf.digests)
     require_file(source)
-    require_architecture(source, identity.architecture)
+    require_platform(source, identity.architecture, identity.os)
     if source.kind is Kind.SIF:
         require_unchanged(source, identity, shelf.digests)
         return _existing(source, identity, shelf)
@@ -165,18 +165,18 @@ class _Conversion:
                     scratch.directory(self.shelf.path) as (new, _),
                 ):
                     made = new / "image.sif"
-                    reference, ours = self._layout(work)
+                    reference = self._layout(work)
                     self._build(made, reference, work)
                     files = self._list(new / "tree.gz", reference, work)
-                    if not ours:
-                        require_unchanged(self.source, self.identity)
                     return self._finish(made, files, place, versions, begin)
             except ToolFailure as failure:
                 if place is chosen[-1] or not _lacks_space(failure, in_memory=place.in_memory):
                     self._give_up(failure, place)
                 self.say(f"works on disk: {place.path} was full, whatever it promised")
             except OSError as error:
-                raise SifproofError(f"Cannot convert {self.source} in {place}", why=str(error)) from error
+                if place is chosen[-1] or error.errno != errno.ENOSPC:
+                    self._give_up_on(error, place)
+                self.say(f"works on disk: {place.path} was full, whatever it promised")
         raise AssertionError("the last place returns or raises")
 
     def list_again(self, rooms: list[Place]) -> None:
@@ -184,10 +184,7 @@ class _Conversion:
         place = scratch.choose(rooms, need_bytes(self.source, self.identity))[0]
         try:
             with scratch.directory(place.path) as (work, _), scratch.directory(self.shelf.path) as (new, _):
-                reference, ours = self._layout(work)
-                files = self._list(new / "tree.gz", reference, work)
-                if not ours:
-                    require_unchanged(self.source, self.identity)
+                files = self._list(new / "tree.gz", self._layout(work), work)
                 if files:
                     files.replace(self.shelf.tree(self.key))
         except ToolFailure as failure:
@@ -196,9 +193,6 @@ class _Conversion:
     def _list(self, path: Path, reference: str, work: Path) -> Path | None:
         """Write down which files the image holds: it is at hand now, and may not be when the SIF is compared."""
         image = parse(reference)
-        if image.kind is Kind.REGISTRY:
-            self.say("the files of the image were not listed: there is no skopeo to fetch them with")
-            return None
         begin = time.monotonic()
         logger.info("%s: %s", self.source, _STEPS["list"])
         try:
@@ -219,34 +213,14 @@ class _Conversion:
         self.seconds["list"] = round(time.monotonic() - begin, 3)
         return path
 
-    def _layout(self, work: Path) -> tuple[str, bool]:
-        """Bring the image into a form that Apptainer reads fast.
-
-        Returns how Apptainer calls it, and whether that is the identified image for sure: a copy of our own that was
-        compared, or the name by digest. Else what it is has to be looked at again once it has been read.
-        """
-        source, reference = self.source, transport(self.source, self.identity)
-        if source.kind is Kind.OCI and self.identity.raw_layers and archive.read(source, host_architecture()).only:
-            return f"oci:{source.path}", False
-        if source.kind is Kind.DOCKER_DAEMON:
-            saved = work / "image.tar"
-            self._run("save", "docker", ["save", "--output", str(saved), self.identity.digest])
-            reference = f"docker-archive:{saved}"
-        if tools.find("skopeo") is None:
-            self.say("Apptainer reads the image itself, which is slower: there is no skopeo")
-            return reference, not source.is_file
-        layout = work / "layout"
-        self._run(
-            "copy",
-            "skopeo",
-            [*_SKOPEO_COPY, reference, f"oci:{layout}:latest"],
-            # skopeo unpacks archives there; its default is /var/tmp.
-            environment={"TMPDIR": str(work)},
-        )
-        (work / "image.tar").unlink(missing_ok=True)
-        if source.is_file:
-            require_unchanged(source, self.identity)
-        return f"oci:{layout}", True
+    def _layout(self, work: Path) -> str:
+        """Lay the identified image out, and nothing beside it; returns how Apptainer and skopeo call it."""
+        begin, before = time.monotonic(), sum(self.seconds.values())
+        logger.info("%s: %s", self.source, _STEPS["copy"])
+        made = layout.lay_out(self.source, self.identity, work, self._run)
+        within = sum(self.seconds.values()) - before
+        self.seconds["copy"] = round(self.seconds.get("copy", 0.0) + time.monotonic() - begin - within, 3)
+        return f"oci:{made}"
 
     def _build(self, made: Path, reference: str, work: Path) -> None:
         compression = ["--mksquashfs-args", self.settings.mksquashfs_arguments]
@@ -333,20 +307,24 @@ class _Conversion:
         return provenance
 
     def _give_up(self, failure: ToolFailure, place: Place) -> NoReturn:
-        what = f"The image {self.source} can't be converted"
-        log = f"the whole output is in {self.log}"
         if _lacks_space(failure, in_memory=place.in_memory):
-            raise SifproofError(
-                what,
-                why=f"no space is left in {place.path} or in the store {self.shelf.path}",
-                todo=f"make room there (it may need {_gigabytes(need_bytes(self.source, self.identity))}), "
-                "or name another directory to work in; " + log,
-            ) from failure
-        if self.source.is_file or failure.name != "apptainer":
-            require_unchanged(self.source, self.identity)
+            raise self._full(place) from failure
         if failure.name == "skopeo" and self.source.kind is Kind.REGISTRY:
             raise registry_error(self.source, failure) from failure
-        raise verdict_on(failure, what, self.log) from failure
+        raise verdict_on(failure, f"The image {self.source} can't be converted", self.log) from failure
+
+    def _give_up_on(self, error: OSError, place: Place) -> NoReturn:
+        if error.errno == errno.ENOSPC:
+            raise self._full(place) from error
+        raise SifproofError(f"Cannot convert {self.source} in {place.path}", why=str(error)) from error
+
+    def _full(self, place: Place) -> SifproofError:
+        return SifproofError(
+            f"The image {self.source} can't be converted",
+            why=f"no space is left in {place.path} or in the store {self.shelf.path}",
+            todo=f"make room there (it may need {_gigabytes(need_bytes(self.source, self.identity))}), "
+            f"or name another directory to work in; the whole output is in {self.log}",
+        )
 
 
 def verdict_on(failure: ToolFailure, what: str, log: Path | None) -> SifproofError:
@@ -408,24 +386,11 @@ def places(settings: ConversionSettings) -> list[Place]:
     return [*memory, Place(Path(os.environ.get("TMPDIR", "/var/tmp")), in_memory=False)]  # noqa: S108
 
 
-def transport(source: Source, identity: SourceDigest) -> str:
-    """``source`` as skopeo and Apptainer call it: of a registry the image of that ``identity``, whatever its tag is."""
-    if source.kind is Kind.REGISTRY:
-        return by_digest(source, identity.manifest_digest)
-    if not source.is_file:
-        return str(source)
-    reference = source.reference
-    if reference and source.kind is Kind.DOCKER_ARCHIVE:
-        # By its place: what a name without a registry stands for is another thing to each tool.
-        reference = f"@{archive.read(source, host_architecture()).position}"
-    return f"{source.kind}:{source.path}" + (f":{reference}" if reference else "")
-
-
 def need_bytes(source: Source, identity: SourceDigest) -> int:
-    """Room that a conversion may take at its peak: archive (where it is unpacked too), layers, files and SIF."""
+    """Room that a conversion may take at its peak: what was fetched, layers, files and SIF."""
     held = identity.layer_bytes or _UNKNOWN_BYTES
     layers = held if identity.raw_layers else held * _COMPRESSION_RATIO
-    archived = held if source.kind in (Kind.DOCKER_DAEMON, Kind.OCI_ARCHIVE) else 0
+    archived = held if source.kind in (Kind.DOCKER_DAEMON, Kind.REGISTRY) else 0
     return int((archived + layers + layers + layers / _COMPRESSION_RATIO) * _ROUNDING) + _SMALL
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from sifproof import tools
 from sifproof.errors import Fault, SifproofError
+from sifproof.image.platforms import Platform
 from sifproof.image.process import ToolFailure, capture
 
 ANSWERS_WITHIN_S = 30.0
@@ -22,11 +23,20 @@ class EngineImage(NamedTuple):
     """An image as the engine knows it."""
 
     id: str
-    architecture: str
+    platform: Platform
     size_bytes: int
     config: dict[str, object]
     """The engine's ``Config``: the same names as in an OCI image's config."""
     layers: list[str]
+
+
+class EngineTag(NamedTuple):
+    """An image of the engine."""
+
+    name: str
+    """Name and tag."""
+    id: str
+    """What the engine calls it by, whatever becomes of the tag; it was seen to be the image that was meant."""
 
 
 def inspect(name: str) -> EngineImage:
@@ -36,33 +46,36 @@ def inspect(name: str) -> EngineImage:
         SifproofError: (configuration) there is no engine, or it has no such image.
     """
     require_engine(f"docker-daemon:{name}")
-    try:
-        found = json.loads(capture("docker", "image", "inspect", name))[0]
-    except ToolFailure as failure:
-        if "no such image" not in failure.output.lower():
-            raise SifproofError(f"The Docker engine can't show the image {name}", why=failure.last_words) from failure
+    found = find(name)
+    if found is None:
         raise SifproofError(
             f"The image docker-daemon:{name} does not exist",
             why=f"the Docker engine has no such image{_similar(name)}",
             todo=f"build or `docker pull {name}`, or name another one",
             fault=Fault.CONFIGURATION,
-        ) from failure
+        )
+    return found
+
+
+def find(name: str) -> EngineImage | None:
+    """The engine's image ``name``; None where it has none of that name.
+
+    Raises:
+        SifproofError: the engine does not tell.
+    """
+    try:
+        found = json.loads(capture("docker", "image", "inspect", name))[0]
+    except ToolFailure as failure:
+        if "no such image" in failure.output.lower():
+            return None
+        raise SifproofError(f"The Docker engine can't show the image {name}", why=failure.last_words) from failure
     return EngineImage(
         id=found["Id"],
-        architecture=found.get("Architecture", ""),
+        platform=Platform.of({"os": found.get("Os"), "architecture": found.get("Architecture")}),
         size_bytes=found.get("Size", 0),
         config=found.get("Config") or {},
         layers=(found.get("RootFS") or {}).get("Layers") or [],
     )
-
-
-def has(name: str) -> bool:
-    """Whether the engine has an image ``name``."""
-    try:
-        capture("docker", "image", "inspect", "--format", "{{.Id}}", name)
-    except ToolFailure:
-        return False
-    return True
 
 
 def require_engine(wanted_for: str) -> str:

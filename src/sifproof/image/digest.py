@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof import tools
 from sifproof.errors import Fault, SifproofError
-from sifproof.image import archive, daemon, sif
+from sifproof.image import archive, daemon, platforms, sif
+from sifproof.image.platforms import Platform
 from sifproof.image.process import ToolFailure, capture
 from sifproof.image.source import Kind, Source, host_architecture, require_file
 from sifproof.records import write_atomically
@@ -59,7 +60,8 @@ class SourceDigest(BaseModel):
 
     digest: str = Field(description="sha256:… of the image's config; of the whole file for a SIF")
     manifest_digest: str = Field(default="", description="sha256:… of its manifest; empty where it has none")
-    architecture: str = Field(description="processor that it is made for, as GOARCH names it")
+    architecture: str = Field(description="its processor, as GOARCH names it; empty where it does not say")
+    os: str = Field(default="", description="its system, as GOOS names it; empty where it does not say")
     layers: list[str] = Field(default_factory=list, description="digests of the uncompressed layers, lowest first")
     layer_bytes: int = Field(default=0, description="size of all layers as the source holds them")
     raw_layers: bool = Field(default=False, description="whether the source holds every layer uncompressed")
@@ -85,7 +87,8 @@ def digest(source: Source, cache: Path | None = None) -> SourceDigest:
         found = daemon.inspect(source.location)
         return SourceDigest(
             digest=found.id,
-            architecture=found.architecture,
+            architecture=found.platform.architecture,
+            os=found.platform.system,
             layers=found.layers,
             layer_bytes=found.size_bytes,
             raw_layers=True,
@@ -135,18 +138,28 @@ def _registry_digest(source: Source) -> SourceDigest:
             why="the command `skopeo` is missing",
             todo="install skopeo, or name an image of another kind, such as docker-archive:PATH",
         )
+    registry = _Registry(source)
     try:
         manifest = capture("skopeo", "inspect", "--raw", str(source), timeout_s=120)
+        name = digest_of(manifest)
         if "manifests" in json.loads(manifest):
-            name = archive.platform_digest(source, json.loads(manifest), host_architecture())
-            manifest = capture("skopeo", "inspect", "--raw", by_digest(source, name), timeout_s=120)
-        name = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+            found = platforms.candidates(json.loads(manifest)["manifests"], registry)
+            name = platforms.choose(source, found, host_architecture()).digest
+            manifest = registry.manifest(name)
+        told = json.loads(manifest)
         # By its digest, not by the tag again: a push in between would give the config of another image.
-        one = by_digest(source, name)
-        config = capture("skopeo", "inspect", "--config", "--raw", one, timeout_s=120)
+        config = registry.config(name, told)
+        layers = told["layers"]
+        archive.require_layers(source, len(layers), config)
     except ToolFailure as failure:
         raise registry_error(source, failure) from failure
-    layers = json.loads(manifest).get("layers") or []
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SifproofError(
+            f"The image {source} can't be read",
+            why=f"what the registry has is no image of today's kinds ({error or type(error).__name__})",
+            todo="push it anew with docker, buildah or skopeo of today",
+            fault=Fault.CONFIGURATION,
+        ) from error
     return _of_config(
         source,
         config,
@@ -154,6 +167,32 @@ def _registry_digest(source: Source) -> SourceDigest:
         layer_bytes=sum(layer.get("size", 0) for layer in layers),
         raw_layers=False,
     )
+
+
+class _Registry:
+    """Manifests and configs of the repository of an image."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def manifest(self, digest: str) -> bytes:
+        try:
+            content = capture("skopeo", "inspect", "--raw", by_digest(self.source, digest), timeout_s=120)
+        except ToolFailure as failure:
+            if _is_missing(failure):
+                raise KeyError(digest) from failure
+            raise
+        if not archive.matches(content, digest):
+            raise ValueError(f"the content of {digest} is another")
+        return content
+
+    def config(self, digest: str, _: dict[str, Any]) -> bytes:
+        return capture("skopeo", "inspect", "--config", "--raw", by_digest(self.source, digest), timeout_s=120)
+
+
+def _is_missing(failure: ToolFailure) -> bool:
+    said = failure.output.lower()
+    return any(word in said for word in ("manifest unknown", "name unknown", "not found", "no image found"))
 
 
 def registry_error(source: Source, failure: ToolFailure) -> SifproofError:
@@ -165,7 +204,7 @@ def registry_error(source: Source, failure: ToolFailure) -> SifproofError:
             "look at the name; for a private image log in (`skopeo login HOST`)",
             Fault.CONFIGURATION,
         )
-    elif any(word in said for word in ("manifest unknown", "name unknown", "not found", "no image found")):
+    elif _is_missing(failure):
         why, todo, fault = "the registry has no such image", "look at name and tag", Fault.CONFIGURATION
     else:
         why, todo, fault = failure.last_words, "look at the network, then run again", Fault.INFRASTRUCTURE
@@ -191,19 +230,30 @@ def require_unchanged(source: Source, identity: SourceDigest, cache: Path | None
             raise
         now = f"none ({error.why})" if error.why else "none"
     if now != identity.digest:
-        raise SifproofError(
-            f"The image {source} changed while it was fetched",
-            why=f"it was {identity.digest} and is now {now}",
-            todo="run again",
-        )
+        raise changed(source, identity, now)
+
+
+def changed(source: Source, identity: SourceDigest, now: str) -> SifproofError:
+    """What it means that ``source`` is ``now`` another image than the one of that ``identity``."""
+    return SifproofError(
+        f"The image {source} changed while it was fetched",
+        why=f"it was {identity.digest} and is now {now}",
+        todo="run again",
+    )
+
+
+def digest_of(content: bytes) -> str:
+    """The digest of ``content``, as manifests write it."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _of_config(source: Source, text: bytes, **fields: Any) -> SourceDigest:
     try:
         config = json.loads(text)
         return SourceDigest(
-            digest=f"sha256:{hashlib.sha256(text).hexdigest()}",
-            architecture=config.get("architecture", ""),
+            digest=digest_of(text),
+            architecture=Platform.of(config).architecture,
+            os=Platform.of(config).system,
             layers=config["rootfs"]["diff_ids"],
             config=ImageConfig.of(config.get("config") or {}),
             **fields,

@@ -131,10 +131,14 @@ def _kind(entry: Entry | None) -> str:
 def compare_environment(given: Iterable[str], seen: Mapping[str, str]) -> list[Difference]:
     """What a process of the SIF finds of the environment ``given`` by the image, as `NAME=value`.
 
-    ``seen`` has for each name what :func:`fingerprint` makes of it. No value is told: it may be a secret.
+    ``seen`` has for each name what :func:`fingerprint` makes of it. No value is told: it may be a secret. Of a name
+    that stands twice an engine hands on the last value, and Apptainer the first.
     """
     found = []
+    values: dict[str, list[str]] = {}
     for name, value in (entry.split("=", 1) for entry in given if "=" in entry):
+        values.setdefault(name, []).append(value)
+    for name, (*others, value) in values.items():
         there = seen.get(name, "")
         if there in {fingerprint(name, value), value if name in _SEARCH_PATHS else None}:
             continue
@@ -145,7 +149,8 @@ def compare_environment(given: Iterable[str], seen: Mapping[str, str]) -> list[D
             known = "search-paths"
         elif not _VARIABLE.fullmatch(name) and name not in seen:
             known = "unusable-names"
-        found.append(Difference(name, "environment", "a value", "another" if name in seen else "none", known))
+        had = f"the last of {len(others) + 1} values" if others else "a value"
+        found.append(Difference(name, "environment", had, "another" if name in seen else "none", known))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sifproof.image import daemon
+from sifproof.image.daemon import EngineTag
 from sifproof.image.digest import SourceDigest
 
 
@@ -30,13 +30,13 @@ class LoadedImage(BaseModel):
     seconds: dict[str, float] = Field(description="seconds per step")
 
     @classmethod
-    def of(cls, source: str, identity: SourceDigest, name: str, seconds: dict[str, float]) -> LoadedImage:
-        """The image ``name`` of the engine, which was loaded from ``source``, now."""
+    def of(cls, source: str, identity: SourceDigest, loaded: EngineTag, seconds: dict[str, float]) -> LoadedImage:
+        """The image of that ``identity``, which was ``loaded`` from ``source``."""
         return cls(
             source=source,
             digest=identity.digest,
-            name=name,
-            id=daemon.inspect(name).id,
+            name=loaded.name,
+            id=loaded.id,
             layers=identity.layers,
             seconds=seconds,
         )
