@@ -238,6 +238,34 @@ def test_damaged_layers_are_the_images_fault_and_nothing_is_lost(make, tmp_path)
     assert leftovers(tmp_path / "store", tmp_path / "memory") == []
 
 
+# How a tool is started where the machine lacks something; and what is to be done about it.
+LACKING = {
+    "files": ("apptainer", "exec prlimit --nofile=7 REAL", "ulimit -n"),
+    "memory": ("apptainer", "exec prlimit --as=400000000 REAL", "memory"),
+    "passwd": ("apptainer", "exec unshare --user --map-user=54321 REAL", "passwd"),
+    "a packer that is killed": ("mksquashfs", "kill -KILL $$; exec REAL", "see who killed it"),
+    "a tool that is killed": ("apptainer", "kill -KILL $$; exec REAL", "see who killed it"),
+    "file size": ("mksquashfs", "exec prlimit --fsize=4096 REAL", "the whole output"),
+    "what nobody has heard of": (
+        "apptainer",
+        "echo 'FATAL:   the moon is in the wrong phase'; exit 255; :",
+        "the whole",
+    ),
+    "what no packer said": ("mksquashfs", "echo 'no such luck' >&2; exit 1; :", "the whole output"),
+}
+
+
+@pytest.mark.parametrize("lacks", LACKING)
+def test_what_the_machine_lacks_is_not_the_images_fault(make, tmp_path, on_path, lacks):
+    name, line, todo = LACKING[lacks]
+    on_path(name, f'#!/bin/bash\ncase $1 in *version) exec REAL "$@" ;; esac\n{line} "$@"\n')
+    with pytest.raises(SifproofError) as raised:
+        make(SOURCES["docker-archive"](tmp_path))
+    assert raised.value.fault is Fault.INFRASTRUCTURE, raised.value
+    assert todo in raised.value.todo, raised.value
+    assert leftovers(tmp_path / "store", tmp_path / "memory") == []
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_source_that_changed_since_it_was_identified_is_not_stored(kind, make, tmp_path, monkeypatch):
     before, after = tmp_path / "before", tmp_path / "after"

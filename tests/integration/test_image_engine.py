@@ -18,7 +18,7 @@ from sifproof.image.source import parse, verify
 
 def docker(*arguments: str) -> str:
     done = subprocess.run(
-        ["docker", *arguments], env=tools.environment(), capture_output=True, text=True, check=True, timeout=600
+        ["docker", *arguments], env=tools.environment("docker"), capture_output=True, text=True, check=True, timeout=600
     )
     return done.stdout.strip()
 

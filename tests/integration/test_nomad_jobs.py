@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -370,6 +371,59 @@ def test_command_that_is_not_in_the_image(client, sif):
     error = fails(client, sandbox(new_id(), sif, command=["no-such-program"]))
     assert error.fault is Fault.IMAGE
     assert "`command`" in error.todo
+
+
+# How the node's apptainer is started where the node lacks something; and what is to be done about it.
+LACKING = {
+    "files": ("exec prlimit --nofile=6 $REAL", "ulimit -n"),
+    "memory": ("exec prlimit --as=400000000 $REAL", "memory"),
+    # Root has no such limit.
+    "threads": (
+        '[ "$(id -u)" != 0 ] || drop="setpriv --reuid=54321 --regid=54321 --clear-groups"\n'
+        "exec $drop prlimit --nproc=0 sh -c '\"$@\"; :' sh $REAL",
+        "ulimit -u",
+    ),
+    "passwd": ("exec unshare --user --map-user=54321 $REAL", "passwd"),
+    "room": (
+        "for word; do case $last in --workdir) work=$word ;; esac; last=$word; done; export work\n"
+        "exec unshare --user --map-root-user --mount sh -c "
+        '\'mount -t tmpfs -o nr_inodes=1 none "$work" && exec "$@"\' sh $REAL',
+        "make room",
+    ),
+    "fuse": (
+        "exec unshare --user --map-root-user --mount sh -c 'mount --bind /dev/null /dev/fuse && exec \"$@\"' sh $REAL",
+        "/dev/fuse",
+    ),
+    "namespaces": (f"exec {sys.executable} {Path(__file__).with_name('no_userns.py')} $REAL", "user namespaces"),
+    "libraries": ("PATH=/nowhere exec -a x $REAL-of-another-machine", "PATH"),
+    "what nobody has heard of": (
+        "echo 'FATAL:   the moon is in the wrong phase' >&2; exit 255; :",
+        "by hand on that node",
+    ),
+    "its memory of us": ("echo 'ERROR  : Failed to remember: not today' >&2; exit 1; :", "by hand on that node"),
+}
+
+
+@pytest.mark.parametrize("lacks", LACKING)
+def test_what_a_node_lacks_is_not_the_images_fault(client, sif, tmp_path, lacks):
+    line, todo = LACKING[lacks]
+    site = tmp_path / "apptainer"
+    real = str(tools.require("apptainer").path)
+    site.write_text(f'#!/bin/bash\nREAL={real}\n{line} "$@"\n')
+    site.chmod(0o755)
+    error = fails(client, sandbox(new_id(), sif, apptainer=str(site), userns=True))
+    assert error.fault is Fault.INFRASTRUCTURE, error
+    assert todo in error.todo, error
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"command": ["/no/such/program"]}, {"command": ["/etc"]}, {"workdir": "/no/such/folder"}],
+)
+def test_what_the_image_lacks_is(client, sif, changes):
+    error = fails(client, sandbox(new_id(), sif, **changes))
+    assert error.fault is Fault.IMAGE, error
+    assert "`workdir`" in error.todo
 
 
 def test_task_command_that_does_not_exist(client):

@@ -177,6 +177,27 @@ NOT_RESTARTING = ("Not Restarting", "Policy allows no restarts", {})
             Fault.INFRASTRUCTURE,
         ),
         ([("Setup Failure", "failed to setup alloc", {})], "", "could not set up", "log", Fault.INFRASTRUCTURE),
+        (
+            [("Driver Failure", 'runc create failed: exec: "x": executable file not found in $PATH', {})],
+            "",
+            "x",
+            "`command`",
+            Fault.IMAGE,
+        ),
+        (
+            [("Driver Failure", "error while mounting volume: lstat /gone: no such file or directory", {})],
+            "",
+            "/gone",
+            "log",
+            Fault.INFRASTRUCTURE,
+        ),
+        (
+            [("Driver Failure", 'exec: "/bin/sh": fork: resource temporarily unavailable', {})],
+            "",
+            "fork",
+            "ulimit -u",
+            Fault.INFRASTRUCTURE,
+        ),
         ([("Failed Artifact Download", "404", {})], "", "could not download", "log", Fault.INFRASTRUCTURE),
         ([("Failed Validation", "bad", {})], "", "invalid", "log", Fault.INFRASTRUCTURE),
         ([], "", "no event", "log", Fault.INFRASTRUCTURE),
@@ -188,6 +209,22 @@ def test_a_task_that_ended_says_why_and_who_has_to_act(events, stderr, says, tod
     assert todo in error.todo
     assert error.fault is fault
     assert "allocation 0ba30273 of job job on node node1" in str(error)
+
+
+def test_a_task_whose_words_can_not_be_read_is_not_blamed_on_the_image():
+    class Gone(Recorded):
+        def logs(self, *_):
+            raise SifproofError("Unknown node")
+
+    error = submit.failure_of(Gone(), allocation(terminated(1)))
+    assert error.fault is Fault.INFRASTRUCTURE
+    assert "exit code 1; its last words were: (not readable: Unknown node" in str(error)
+
+
+def test_what_a_long_trace_begins_with_counts():
+    trace = "runtime/cgo: pthread_create failed: Resource temporarily unavailable\nSIGABRT: abort\n" + "0x0: 0\n" * 900
+    error = submit.failure_of(Recorded(trace), allocation(terminated(2)))
+    assert (error.fault, "ulimit -u" in error.todo) == (Fault.INFRASTRUCTURE, True)
 
 
 @pytest.mark.parametrize("status", ["lost", "unknown"])

@@ -9,7 +9,7 @@ import pytest
 from checkout import ROOT
 
 from sifproof import tools, variables
-from sifproof.image import daemon, process, sif
+from sifproof.image import process, sif
 from sifproof.nomad import local, traces
 
 # Who gets it whole, and why.
@@ -134,8 +134,6 @@ def test_each_program_gets_what_it_needs_and_nothing_that_nobody_thought_of(seen
 def test_programs_that_are_started_in_other_ways(seen, tmp_path: Path) -> None:
     sif.read_labels(tmp_path / "x.sif")
     assert_made(seen("apptainer.inspect"))
-    daemon.has("x")
-    assert_made(seen("docker.image"), "HTTPS_PROXY", "DOCKER_HOST")
     (tmp_path / "docker.ps").touch()
     with pytest.raises(ValueError, match="Expecting value"):
         traces.find_containers("x", str(tmp_path / "bin" / "docker"))

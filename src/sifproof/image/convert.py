@@ -28,8 +28,8 @@ from typing import NoReturn
 import sifproof
 from sifproof import tools
 from sifproof.config import Conversion
-from sifproof.errors import Fault, SifproofError
-from sifproof.image import archive, layout, process, scratch, sif, tree
+from sifproof.errors import SifproofError
+from sifproof.image import archive, blame, layout, process, scratch, sif, tree
 from sifproof.image.digest import (
     SourceDigest,
     digest,
@@ -329,13 +329,12 @@ class _Conversion:
 
 def verdict_on(failure: ToolFailure, what: str, log: Path | None) -> SifproofError:
     """Who is at fault for the ``failure`` of a tool, and its last words; ``what`` says what did not work."""
-    words = failure.output.lower()
-    machine = failure.status is None or failure.status < 0 or any(word in words for word in _MACHINE_AT_FAULT)
+    blamed = blame.of_conversion(failure.output, failure.status)
     return SifproofError(
         what,
         why=f"{failure.name} says: {failure.last_words}",
-        todo=f"the whole output is in {log}" if log else "",
-        fault=Fault.INFRASTRUCTURE if machine else Fault.IMAGE,
+        todo="; ".join(filter(None, [blamed.todo, f"the whole output is in {log}" if log else ""])),
+        fault=blamed.fault,
     )
 
 
@@ -348,19 +347,6 @@ _STEPS = {
     "build": "building the SIF",
     "list": "listing the files of the image",
 }
-# Words in the output of a tool that the image can't be blamed for.
-_MACHINE_AT_FAULT = (
-    "no space left",
-    "user namespace",
-    "requesting capability",
-    "operation not permitted",
-    "permission denied",
-    "read-only file system",
-    "input/output error",
-    "cannot connect to the docker daemon",
-    "executable file not found",
-    "cannot allocate memory",
-)
 
 
 def _existing(source: Source, identity: SourceDigest, shelf: SifStore) -> Provenance:

@@ -24,7 +24,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.errors import Fault, SifproofError
-from sifproof.image import scratch
+from sifproof.image import blame, scratch
 from sifproof.image.digest import digest
 from sifproof.image.process import ToolFailure, run
 from sifproof.image.scratch import Place
@@ -243,11 +243,13 @@ class _Build:
                 why="this needs root, or newuidmap with a range for you in /etc/subuid and /etc/subgid, or fakechroot",
                 todo="have one of them installed, or name a base (`reference: base:`) or another image; " + log,
             )
+        lacks = blame.lacking(failure.output)
+        named = self.named and failure.name == "buildah" and not lacks
         return SifproofError(
             "The reference image can't be built",
             why=f"{failure.name} says: {failure.last_words}",
-            todo=log,
-            fault=Fault.CONFIGURATION if self.named and failure.name == "buildah" else Fault.INFRASTRUCTURE,
+            todo=f"{lacks}; {log}" if lacks else log,
+            fault=Fault.CONFIGURATION if named else Fault.INFRASTRUCTURE,
         )
 
     def _forget_unused(self, home: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sifproof.errors import Fault, SifproofError
+from sifproof.image import blame
 from sifproof.nomad.allocations import Allocation, Event, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client
 from sifproof.nomad.job import CHANGED
@@ -19,6 +20,7 @@ from sifproof.nomad.preflight import describe_nodes
 
 _LIFETIME_OVER = "124"
 _LOG_LINES = 8
+_LOG_BYTES = 65536
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -191,10 +193,17 @@ def _not_started(event: Event, what: str) -> SifproofError:
             "make the image available to the Docker engine of the node; a local image needs a tag "
             "other than `latest`, which Nomad always pulls"
         )
-    elif re.search(r"executable file not found|no such file or directory", text):
+    elif lacking := blame.lacking(text):
+        todo = lacking
+    elif re.search(_NO_SUCH_PROGRAM, text):
         fault, todo = Fault.IMAGE, "correct `command` or `workdir`: the image has no such program or folder"
     return SifproofError(what, why=text, todo=todo, fault=fault)
 
+
+# As runc says it of the container's own program and folder, and of nothing else.
+_NO_SUCH_PROGRAM = (
+    r'exec: "[^"]*": |exec \S+: (no such file|exec format error|permission denied)|exec format error|chdir to cwd'
+)
 
 # What the last words of a crash mean: (pattern in stderr, whose fault, what to do). The first that matches counts.
 _LAST_WORDS: tuple[tuple[str, Fault, str], ...] = (
@@ -214,16 +223,20 @@ _LAST_WORDS: tuple[tuple[str, Fault, str], ...] = (
         "put apptainer on the PATH of the node's Nomad client",
     ),
     (
-        r"FATAL:.*(could not open image|lstat .*no such file|no such file or directory.*\.sif)",
+        r"\b(timeout|env): not found|(apptainer|singularity)\S*: (error while loading|symbol lookup|.*version `)",
         Fault.INFRASTRUCTURE,
-        "put the SIF where the node sees it under the same path, on a shared file system",
+        "see that `timeout`, `env` and apptainer start by hand on that node, as the user of its Nomad client",
     ),
     (
         r"[Rr]equesting capability|Failed to create (user )?namespace|user namespace|unshare",
         Fault.INFRASTRUCTURE,
         "let the node's user make user namespaces, or try the other value of `userns`",
     ),
-    (r"\b(squash)?fuse", Fault.INFRASTRUCTURE, "give the user of the node's Nomad client access to /dev/fuse"),
+    (
+        r"No space left on device|Disk quota exceeded|Stale file handle|Input/output error",
+        Fault.INFRASTRUCTURE,
+        "look at the disk of the node, and at what its user may take of it",
+    ),
     (
         r"executable file not found|No module named|can't open file",
         Fault.IMAGE,
@@ -235,7 +248,8 @@ _LAST_WORDS: tuple[tuple[str, Fault, str], ...] = (
 def _crashed(client: Client, allocation: Allocation, event: Event, where: str) -> SifproofError:
     code, signal = event.details.get("exit_code", ""), event.details.get("signal", "0")
     how = f"signal {signal}" if signal not in ("", "0") else f"exit code {code}"
-    words = last_words(client, allocation)
+    said, unread = _said(client, allocation)
+    words = unread or _last(said)
     why = how + (f"; its last words were: {words}" if words else "; it wrote nothing to stderr")
     if event.details.get("oom_killed") == "true" or (code == "137" and "OOM" in event.message):
         return SifproofError(
@@ -251,23 +265,34 @@ def _crashed(client: Client, allocation: Allocation, event: Event, where: str) -
             todo="raise nomad.lifetime_s",
             fault=Fault.CONFIGURATION,
         )
+    what = f"The server of {where} ended by itself"
+    if unread:
+        todo = "look at the node, and at the log of its Nomad client: what ended the server is not known"
+        return SifproofError(what, why=why, todo=todo)
+    if blamed := blame.of_start(said):
+        return SifproofError(what, why=why, todo=blamed.todo, fault=blamed.fault)
     for pattern, fault, todo in _LAST_WORDS:
         if re.search(pattern, words):
-            return SifproofError(f"The server of {where} ended by itself", why=why, todo=todo, fault=fault)
-    return SifproofError(
-        f"The server of {where} ended by itself",
-        why=why,
-        todo="start the image by hand with the same command and mend it",
-        fault=Fault.IMAGE,
-    )
+            return SifproofError(what, why=why, todo=todo, fault=fault)
+    todo = "start the image by hand with the same command and mend it"
+    return SifproofError(what, why=why, todo=todo, fault=Fault.IMAGE)
 
 
 def last_words(client: Client, allocation: Allocation, stream: str = "stderr") -> str:
     """The last lines that the task of ``allocation`` wrote to ``stream``, on one line; empty where it wrote none."""
+    said, unread = _said(client, allocation, stream)
+    return unread or _last(said)
+
+
+def _said(client: Client, allocation: Allocation, stream: str = "stderr") -> tuple[str, str]:
+    """What the task of ``allocation`` wrote to ``stream``, its end; and why that can't be read."""
     try:
-        text = client.logs(allocation.id, allocation.task, stream, 4096)
+        return client.logs(allocation.id, allocation.task, stream, _LOG_BYTES), ""
     except SifproofError as error:  # a node that is gone can't be asked; the crash is the news
-        return f"(not readable: {error})"
+        return "", f"(not readable: {error})"
+
+
+def _last(text: str) -> str:
     lines = [line.strip() for line in _COLOUR.sub("", text).splitlines() if line.strip()]
     return " | ".join(lines[-_LOG_LINES:])
 
