@@ -19,6 +19,7 @@ from pathlib import Path
 from aiohttp import web
 from slotserver.access import Access, parse_sha256
 from slotserver.api import Api
+from slotserver.containment import WeakerError
 from slotserver.slots import Slots
 
 MAX_SLOTS = 1000
@@ -54,16 +55,23 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="SHA-256 of a token that clients send as `Authorization: Bearer TOKEN`; may be given several times. "
         "Without it whoever reaches the port can run commands",
     )
+    parser.add_argument(
+        "--allow-weaker",
+        action="store_true",
+        help="start even where commands can't be locked in as well as they were in this data directory before",
+    )
     return parser.parse_args(arguments)
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Serve until a signal ends it; raises OSError where the port or the directories can't be had."""
+    """Serve until a signal ends it; raises OSError where the port or the directories can't be had, or WeakerError."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     data_dir = options.data_dir.absolute()
-    slots, why_not = await Slots.make(data_dir, options.slots, user_per_slot=not options.one_user)
+    slots, why_not = await Slots.make(
+        data_dir, options.slots, user_per_slot=not options.one_user, weaker=options.allow_weaker
+    )
     _log.info("containment: %s%s", slots.containment.name, f" ({why_not})" if why_not else "")
     api = Api(slots, data_dir, Access(options.token_sha256))
     runner = web.AppRunner(api.application(), handle_signals=False, access_log=None)
@@ -104,7 +112,7 @@ def main() -> None:
     options = parse_arguments(sys.argv[1:])
     try:
         asyncio.run(serve(options))
-    except OSError as error:
+    except (OSError, WeakerError) as error:
         sys.exit(f"sandbox_server: {error}")
     sys.stderr.flush()
     # A thread that still reads a large file must not hold up the end; its answer has no client any more.

@@ -14,8 +14,9 @@ from aiohttp import web
 from . import artifacts
 from .access import Access
 from .artifacts import ArtifactError
+from .directories import STATE_DIRECTORY
 from .protocol import MAX_BODY_BYTES, BadFieldError, Call, Fields
-from .slots import STATE_DIRECTORY, Slots
+from .slots import Slots
 
 # aiohttp tells handlers of a client that hung up in some versions only, so it is looked after here.
 _HANG_UP_NOTICED_WITHIN_S = 0.2

@@ -15,30 +15,39 @@ In each of them a command's whole process tree ends with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import re
+import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import directories
+from .directories import FIRST_SLOT_USER, SLOT_GROUP, STATE_DIRECTORY, WORKSPACES_DIRECTORY
 from .process import Process, Reaper
 
 SANDBOX_WORKSPACE = "/workspace"
-SLOT_GROUP = 40_000
-FIRST_SLOT_USER = 40_001
 _SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
 _PROBE_TIMEOUT_S = 10.0
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of the kernel: not that of a container
 _NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+_BY_STRENGTH = ("none", "user", "bubblewrap")
+_RECORD = "containment"
 # Top-level directories that the sandbox has of its own, or not at all: /run and /sys tell about the host.
 _OWN_TOP_LEVEL = {"proc", "dev", "tmp", "run", "sys", SANDBOX_WORKSPACE[1:], "lost+found"}
+_SHARED = ("/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/run", "/run/lock")  # noqa: S108
 # Directories of the allocation, as Nomad's docker driver mounts them.
 _NOMAD_DIRECTORIES = ("NOMAD_ALLOC_DIR", "NOMAD_TASK_DIR", "NOMAD_SECRETS_DIR")
 # Credentials in the server's environment are not for the commands that run in it.
 _WITHHELD = re.compile(r"^(NOMAD|VAULT|CONSUL|AWS)_|TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+
+
+class WeakerError(Exception):
+    """Commands would be locked in less than they were before."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,12 @@ class Place:
     index: int
     workspace: Path
     tmp: Path
+
+    @classmethod
+    def of_slot(cls, data: Path, index: int) -> Place:
+        """That of the slot ``index``."""
+        name = f"slot_{index}"
+        return cls(name, index, data / WORKSPACES_DIRECTORY / name, data / STATE_DIRECTORY / name)
 
 
 class Containment:
@@ -75,10 +90,24 @@ class Containment:
         """User and group that commands run as and that the slot's files belong to; -1 where it is the server's own."""
         return -1, -1
 
-    def prepare(self, place: Place) -> None:
-        """Make the slot's directories, and make them its own as far as this containment can. Raises OSError."""
+    def shared(self) -> tuple[str, ...]:
+        """Directories to which the commands of all slots may write, and where the owner of a file tells whose it is."""
+        return ()
+
+    def prepare(self, place: Place, *, as_new: bool = False) -> None:
+        """See that the slot's directories are there and its own, as far as this containment can. Raises OSError.
+
+        ``as_new`` takes away what a command set for them: modes and access lists.
+        """
         for directory in (place.workspace, place.tmp):
-            directory.mkdir(parents=True, exist_ok=True)
+            with directories.opened(directory, self.owner(place), as_new=as_new):
+                pass
+
+    @contextlib.contextmanager
+    def workspace(self, place: Place) -> Iterator[int]:
+        """A descriptor of the slot's workspace, which is there and its own. Raises OSError."""
+        with directories.opened(place.workspace, self.owner(place)) as descriptor:
+            yield descriptor
 
 
 class Bubblewrap(Containment):
@@ -122,15 +151,9 @@ class Supervised(Containment):
         """See Containment."""
         return (FIRST_SLOT_USER + place.index, SLOT_GROUP) if self._user_per_slot else (-1, -1)
 
-    def prepare(self, place: Place) -> None:
-        """See Containment."""
-        super().prepare(place)
-        if self._user_per_slot:
-            for directory in (place.workspace, place.tmp):
-                os.chown(directory, *self.owner(place))
-                # Closed to the group, which is the other slots' users, and open to others: the user whose Nomad
-                # client shows the allocation's files is none of them.
-                directory.chmod(0o705)
+    def shared(self) -> tuple[str, ...]:
+        """See Containment. Of files of one user for all nobody knows which slot's they are, nor whether of any."""
+        return _SHARED if self._user_per_slot else ()
 
     def argv(self, place: Place, command: Sequence[str], *, network: bool, report_fd: int) -> list[str]:
         """See Containment."""
@@ -138,16 +161,28 @@ class Supervised(Containment):
         return [sys.executable, "-I", "-S", _SUPERVISOR, str(report_fd), f"{user}:{group}", *command]
 
 
-async def choose(reaper: Reaper, place: Place, *, hidden: Path, user_per_slot: bool) -> tuple[Containment, str]:
-    """The best containment that works here, tried in ``place``, and why no better one does (empty for the best).
+async def choose(reaper: Reaper, data: Path, slots: int, *, user_per_slot: bool) -> tuple[Containment, str]:
+    """The best containment that works here, and why no better one does (empty for the best).
 
-    ``hidden`` is the directory that no sandbox may see. Raises OSError where the directories can't be made.
+    ``data`` is the data directory, which no sandbox may see. It is tried in directories made for it there, and as a
+    user beyond those of the ``slots``: commands may have done what they like with theirs. Raises OSError where the
+    directories can't be made.
     """
+    name = f"probe-{secrets.token_hex(4)}"
+    place = Place(name, slots, data / STATE_DIRECTORY / name, data / STATE_DIRECTORY / f"{name}-tmp")
+    try:
+        return await _best(reaper, place, data, user_per_slot=user_per_slot)
+    finally:
+        for directory in (place.workspace, place.tmp):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _best(reaper: Reaper, place: Place, data: Path, *, user_per_slot: bool) -> tuple[Containment, str]:
     program = shutil.which("bwrap")
     if program is None:
         why_not = "bubblewrap: bwrap is not on PATH"
     else:
-        bubblewrap = Bubblewrap(program, hidden)
+        bubblewrap = Bubblewrap(program, data)
         problem = await _problem(reaper, bubblewrap, place)
         if problem and _unmask_proc():
             problem = await _problem(reaper, bubblewrap, place)
@@ -160,11 +195,47 @@ async def choose(reaper: Reaper, place: Place, *, hidden: Path, user_per_slot: b
         by_user = Supervised(user_per_slot=True)
         problem = await _problem(reaper, by_user, place)
         if not problem:
-            return by_user, why_not
+            return by_user, "; ".join([why_not, *directories.close_to_slots(data, _allocation_directories())])
         why_not += f"; a user per slot: {problem}"
-        for directory in (place.workspace, place.tmp):  # given to a user who is not to be
-            os.chown(directory, os.geteuid(), os.getegid())
     return Supervised(user_per_slot=False), why_not
+
+
+def hold_to(data: Path, chosen: Containment, why_not: str, *, weaker: bool) -> None:
+    """Note down what commands are locked into in this data directory, unless they were better locked in before.
+
+    Then WeakerError is raised, but where ``weaker`` says that it may be: whoever was promised a sandbox would go on
+    without one after a restart, and nobody would know. Raises OSError.
+    """
+    with directories.state(data) as state:
+        before = _read(state, _RECORD)
+        if not weaker and _strength(chosen.name) < _strength(before):
+            raise WeakerError(
+                f"the commands of {data} were locked in by {before!r}, and now only {chosen.name!r} works ({why_not}); "
+                "mend that, or let them be locked in less with --allow-weaker"
+            )
+        if before != chosen.name:
+            _replace(state, _RECORD, chosen.name)
+
+
+def _strength(name: str) -> int:
+    return _BY_STRENGTH.index(name) if name in _BY_STRENGTH else 0
+
+
+def _read(directory: int, name: str) -> str:
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return ""
+    with os.fdopen(descriptor, "rb") as stream:
+        return stream.read(64).decode(errors="replace")
+
+
+def _replace(directory: int, name: str, text: str) -> None:
+    temporary = f".{name}.{secrets.token_hex(4)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(temporary, flags, 0o644, dir_fd=directory), "w") as stream:
+        stream.write(text)
+    os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 def _unmask_proc() -> bool:
@@ -187,13 +258,14 @@ async def _problem(reaper: Reaper, containment: Containment, place: Place, *, ne
     script = 'test -r /proc/self/stat && probe=$(mktemp -p "$PWD") && rm -- "$probe"'
     try:
         containment.prepare(place)
-        process = Process(
-            reaper,
-            lambda fd: containment.argv(place, ["bash", "-c", script], network=network, report_fd=fd),
-            cwd=str(place.workspace),
-            env=containment.environment(place),
-            output_limit=4096,
-        )
+        with containment.workspace(place) as workspace:
+            process = Process(
+                reaper,
+                lambda fd: containment.argv(place, ["bash", "-c", script], network=network, report_fd=fd),
+                cwd=str(directories.path_of(workspace)),
+                env=containment.environment(place),
+                output_limit=4096,
+            )
     except OSError as error:
         return str(error)
     async with process:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import containment
+from . import containment, directories
 from .containment import SANDBOX_WORKSPACE, Containment, Place
 from .process import Process, Reaper, uninterrupted
 from .protocol import MAX_OUTPUT_CHARACTERS, BadFieldError, Call, Result, ToolError
@@ -17,10 +17,24 @@ from .shell import Shell
 from .tools import TOOLS
 from .workspace import Workspace
 
-STATE_DIRECTORY = ".state"
 # A character of UTF-8 is up to four bytes; one more shows that there was more.
 _OUTPUT_LIMIT_BYTES = 4 * MAX_OUTPUT_CHARACTERS + 1
 _SPARE_THREADS = 4  # for artifacts, which need no slot's lock
+# Modules and caches are often laid down read-only, hence chmod. A directory where another slot left something stays.
+_EMPTY = r"""
+left=
+for own in . "$TMPDIR"; do
+    chmod -R u+rwx -- "$own" 2>/dev/null
+    find "$own" -mindepth 1 -delete || exit
+done
+of_slot() { find "$1" -xdev -mindepth 1 -user "$EUID" "${@:2}" 2>/dev/null; }
+for shared; do
+    of_slot "$shared" -maxdepth 1 -type d -exec chmod -R u+rwx -- {} + 2>/dev/null
+    of_slot "$shared" -delete
+    left+=$(of_slot "$shared" ! -type d)
+done
+if [ "$left" ]; then echo "there is still ${left:0:1000}" >&2; exit 1; fi
+"""
 
 T = TypeVar("T")
 Work = Callable[[], Awaitable[Result]]
@@ -35,7 +49,9 @@ class Slot:
         alias = SANDBOX_WORKSPACE if containment.sandboxed else str(place.workspace)
         self.place = place
         self.containment = containment
-        self.workspace = Workspace(place.workspace, also_known_as=alias, owner=containment.owner(place))
+        self.workspace = Workspace(
+            place.workspace, lambda: containment.workspace(place), also_known_as=alias, owner=containment.owner(place)
+        )
         self.lock = asyncio.Lock()
         self.executing = False
         self.execution_id: str | None = None
@@ -48,16 +64,17 @@ class Slot:
     ) -> Process:
         """Start a command in the slot's containment; raises ToolError."""
         try:
-            self.containment.prepare(self.place)  # an uncontained command may have removed them
-            return Process(
-                self._reaper,
-                lambda fd: self.containment.argv(self.place, command, network=network, report_fd=fd),
-                cwd=str(self.place.workspace),
-                env=self.containment.environment(self.place),
-                output_limit=_OUTPUT_LIMIT_BYTES,
-                stdin=stdin,
-                pass_fds=pass_fds,
-            )
+            self.containment.prepare(self.place)  # a command may have closed them, or removed them
+            with self.containment.workspace(self.place) as workspace:
+                return Process(
+                    self._reaper,
+                    lambda fd: self.containment.argv(self.place, command, network=network, report_fd=fd),
+                    cwd=str(directories.path_of(workspace)),
+                    env=self.containment.environment(self.place),
+                    output_limit=_OUTPUT_LIMIT_BYTES,
+                    stdin=stdin,
+                    pass_fds=pass_fds,
+                )
         except OSError as error:
             raise ToolError(f"The command could not be started: {error}") from error
 
@@ -69,21 +86,20 @@ class Slot:
         return await uninterrupted(asyncio.get_running_loop().run_in_executor(self._threads, work, *args))
 
     async def reset(self) -> Result:
-        """Empty the workspace and /tmp, and end the shell that lives on."""
+        """Empty the workspace and the slot's /tmp, and end the shell that lives on."""
         if self.shell:
             await self.shell.end()
             self.shell = None
-        # In the containment, so that nothing it follows can reach out of it; chmod because modules and caches are
-        # often laid down read-only.
-        script = (
-            'for d in "$PWD" "$TMPDIR"; do'
-            ' chmod -R u+rwx -- "$d" 2>/dev/null; find "$d" -mindepth 1 -delete || exit; done'
-        )
-        async with self.start(["bash", "-c", script], network=True) as process:
+        # In the containment, so that nothing it follows can reach out of it.
+        async with self.start(["bash", "-c", _EMPTY, "bash", *self.containment.shared()], network=True) as process:
             code = await process.wait()
         if code != 0:
             said = process.stderr.take()[0].decode(errors="replace").strip()
             return Result(False, error=f"The workspace could not be emptied: {said}")
+        try:
+            self.containment.prepare(self.place, as_new=True)
+        except OSError as error:
+            return Result(False, error=f"The workspace could not be made as new: {error}")
         return Result(True, output=f"Reset {self.place.slot_id}")
 
 
@@ -97,15 +113,17 @@ class Slots:
         self._closing = False
 
     @classmethod
-    async def make(cls, data_dir: Path, count: int, *, user_per_slot: bool) -> tuple[Slots, str]:
-        """Make ``count`` slots under ``data_dir``, and say why their containment is not the best. Raises OSError."""
-        places = [
-            Place(f"slot_{i}", i, data_dir / f"slot_{i}", data_dir / STATE_DIRECTORY / f"slot_{i}")
-            for i in range(count)
-        ]
+    async def make(cls, data_dir: Path, count: int, *, user_per_slot: bool, weaker: bool) -> tuple[Slots, str]:
+        """Make ``count`` slots under ``data_dir``, and say why their containment is not the best.
+
+        Raises OSError; and WeakerError where it is weaker than before, unless ``weaker`` says that it may be.
+        """
+        data_dir.mkdir(parents=True, exist_ok=True)
         reaper = Reaper()
         reaper.install()
-        chosen, why_not = await containment.choose(reaper, places[0], hidden=data_dir, user_per_slot=user_per_slot)
+        chosen, why_not = await containment.choose(reaper, data_dir, count, user_per_slot=user_per_slot)
+        containment.hold_to(data_dir, chosen, why_not, weaker=weaker)
+        places = [Place.of_slot(data_dir, index) for index in range(count)]
         threads = ThreadPoolExecutor(count + _SPARE_THREADS, thread_name_prefix="files")
         return cls([Slot(place, chosen, reaper, threads) for place in places], threads), why_not
 

@@ -14,7 +14,8 @@ import itertools
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,9 +96,19 @@ class Workspace:
     All of them raise OutsideError, and OSError where the system says no.
     """
 
-    def __init__(self, root: Path, *, also_known_as: str, owner: tuple[int, int]) -> None:
-        """``also_known_as`` is what commands call ``root``; ``owner``, user and group, gets what is made here."""
+    def __init__(
+        self,
+        root: Path,
+        opened: Callable[[], AbstractContextManager[int]],
+        *,
+        also_known_as: str,
+        owner: tuple[int, int],
+    ) -> None:
+        """``opened`` gives a descriptor of ``root``; ``also_known_as`` is what commands call it; ``owner``, user and
+        group, gets what is made here.
+        """
         self.root = root
+        self._opened = opened
         self._roots = (root.resolve().parts, Path(also_known_as).parts)
         self._owner = owner
 
@@ -107,7 +118,7 @@ class Workspace:
         # What leaves the workspace by its words alone is refused whether or not it exists.
         if "\0" in path or os.path.normpath(path).split("/")[0] == "..":
             raise OutsideError
-        current = os.open(self.root, _PASS_THROUGH)
+        current = self._open_root()
         walked: list[str] = []
         pending = self._components((), path)
         links = 0
@@ -133,7 +144,7 @@ class Workspace:
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
                     pending = self._components(walked, target) + pending
                 if name == ".." or target is not None:  # walk again from the root: no open directory can be trusted
-                    onward, walked = os.open(self.root, _PASS_THROUGH), []
+                    onward, walked = self._open_root(), []
                 else:
                     onward = self._enter(current, name, make=make_parents)
                     walked.append(name)
@@ -165,6 +176,10 @@ class Workspace:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=location.directory)
                 raise
+
+    def _open_root(self) -> int:
+        with self._opened() as descriptor:
+            return os.dup(descriptor)
 
     def _components(self, walked: list[str] | tuple[()], path: str) -> list[str]:
         parts = [part for part in path.split("/") if part not in ("", ".")]

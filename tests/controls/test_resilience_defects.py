@@ -27,12 +27,12 @@ DATA = '--bind "$NOMAD_ALLOC_DIR/data:/data"'
 NEW = '"$NOMAD_TASK_DIR/new"'
 LINES = {
     "a-slot-outside-the-allocation": (
-        lambda line: line.replace(DATA, f'{DATA} --bind "$NOMAD_TASK_DIR:/data/slot_2"'),
+        lambda line: line.replace(DATA, f'{DATA} --bind "$NOMAD_TASK_DIR:/data/slots/slot_2"'),
         ("persistence.in-allocation",),
         "The workspace of one slot is bound from a directory of the node that is not the allocation's.",
     ),
     "a-slot-made-anew": (
-        lambda line: f"rm -rf {NEW} && mkdir {NEW} && {line.replace(DATA, f'{DATA} --bind {NEW}:/data/slot_2')}",
+        lambda line: f"rm -rf {NEW} && mkdir {NEW} && {line.replace(DATA, f'{DATA} --bind {NEW}:/data/slots/slot_2')}",
         ("persistence.after-restart", "persistence.in-allocation", "resilience.killed-data"),
         "The workspace of one slot is bound from a directory that the task makes anew at each start.",
     ),

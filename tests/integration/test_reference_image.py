@@ -220,12 +220,12 @@ class TestInApptainer:
             assert result["output"].splitlines()[0] == "/workspace"
             assert "Read-only file system" in result["output"]
             assert "'/data': No such file" in result["output"]
-            assert (server.data / "slot_0" / "f").read_text() == "x\n"
+            assert (server.data / "slots" / "slot_0" / "f").read_text() == "x\n"
             assert server.bash("grep -c : /proc/net/dev", allow_network=False)["output"] == "1"
             assert server.execute("bash_stateful", command="cd /tmp; x=5")["success"]
             assert server.execute("bash_stateful", command="pwd; echo $x")["output"] == "/tmp\n5"
             assert server.execute("write_file", "slot_1", path="a/b", content="grüß")["success"]
-            assert (server.data / "slot_1" / "a" / "b").read_text() == "grüß"
+            assert (server.data / "slots" / "slot_1" / "a" / "b").read_text() == "grüß"
             assert server.bash("cat a/b", slot="slot_1")["output"] == "grüß"
             certificates = "import ssl; print(ssl.create_default_context().cert_store_stats()['x509_ca'] > 50)"
             assert server.bash(f'python -c "{certificates}"')["output"] == "True"
@@ -251,7 +251,7 @@ class TestInApptainer:
         with serve() as server:  # bubblewrap needs /dev/full
             assert server.health()["bwrap_available"] is False
             result = server.bash("pwd; (setsid sleep 1000 &) ; exit 3")
-            assert (result["output"], result["error"]) == ("/data/slot_0", "Exit code: 3")
+            assert (result["output"], result["error"]) == ("/data/slots/slot_0", "Exit code: 3")
             assert result["metadata"]["sandboxed"] is False
             assert "sandbox" in server.bash("true", require_sandbox=True)["error"]
             assert "network" in server.bash("true", allow_network=False)["error"]

@@ -23,7 +23,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,7 +89,7 @@ class Server:
         return self.execute("bash_stateful", command=command, **more)
 
     def workspace(self, slot: str = "slot_0") -> Path:
-        return self.data_dir / slot
+        return self.data_dir / "slots" / slot
 
     def children(self) -> list[int]:
         return children(self.process.pid)
@@ -170,25 +170,34 @@ def path_without_bwrap() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def start(path_without_bwrap: str) -> Callable[..., Any]:
     @contextmanager
-    def started(containment: str, *arguments: str, env: dict[str, str] | None = None) -> Iterator[Server]:
+    def started(
+        containment: str, *arguments: str, env: dict[str, str] | None = None, data_dir: Path | None = None
+    ) -> Iterator[Server]:
+        """In a data directory of its own, or in one that is left behind."""
         env = env or {}
         if containment != "bubblewrap":
             env = {"PATH": path_without_bwrap} | env
         if containment == "none":
             arguments = (*arguments, "--one-user")
-        # Not pytest's tmp_path, which no other user can reach.
-        data_dir = Path(tempfile.mkdtemp(prefix="sandbox-server-"))
-        data_dir.chmod(0o755)
-        try:
-            server = Server(data_dir, *arguments, env=env)
+        with open_to_all() if data_dir is None else nullcontext(data_dir) as folder:
+            server = Server(folder, *arguments, env=env)
             try:
                 yield server
             finally:
                 server.stop()
-        finally:
-            shutil.rmtree(data_dir)
 
     return started
+
+
+@contextmanager
+def open_to_all() -> Iterator[Path]:
+    """A directory as Nomad makes those of an allocation; not pytest's tmp_path, which no other user can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="sandbox-server-"))
+    folder.chmod(0o777)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module", params=CONTAINMENTS)
@@ -231,7 +240,7 @@ class TestState:
         for slot in slots:
             assert slot["state"] == "available"
             assert slot["current_execution_id"] is None
-            assert slot["workspace_dir"] == str(server.data_dir / slot["slot_id"])
+            assert slot["workspace_dir"] == str(server.workspace(slot["slot_id"]))
             assert Path(slot["workspace_dir"]).is_dir()
 
     def test_an_execution_is_seen_while_it_runs(self, server: Server) -> None:
@@ -685,6 +694,41 @@ class TestReset:
         assert (answer.status_code, answer.json()["error"]) == (200, "Unknown slot: slot_9")
         assert server.post("/reset", {}).status_code == 400
 
+    def test_makes_its_directories_as_new(self, server: Server) -> None:
+        def looked_at() -> list[str]:
+            return [f"{Path(d).stat().st_mode:o}" for d in directories] + [str(os.listxattr(d)) for d in directories]
+
+        directories = server.workspace(), server.data_dir / ".state" / "slot_0"
+        before = looked_at()
+        server.bash('chmod 2555 . && chmod 1500 "$TMPDIR"')
+        for directory in directories:
+            with suppress(OSError):  # where the file system has none
+                os.setxattr(directory, "user.left", b"behind")
+        assert server.post("/reset", {"slot_id": "slot_0"}).json()["success"]
+        assert looked_at() == before
+
+    @pytest.mark.parametrize("containment", [c for c in CONTAINMENTS if c != "none"], indirect=True)
+    def test_empties_what_all_slots_can_write_to(self, server: Server) -> None:
+        name = marker()
+        leave = (
+            f"for d in /tmp /var/tmp /dev/shm; do mkdir $d/{name}-$1 && touch $d/{name}-$1/f && chmod 500 $d/{name}-$1;"
+            f" touch $d/{name}-$1.f; ln -s / $d/{name}-$1.l; done 2>/dev/null; ls -d /tmp/*{name}* | wc -l"
+        )
+        for slot in ("slot_0", "slot_1"):
+            assert int(server.bash(f"set {slot}; {leave}", slot=slot)["output"]) >= 3
+        assert server.post("/reset", {"slot_id": "slot_0"}).json()["success"]
+        see = f"find /tmp /var/tmp /dev/shm -name '{name}-slot_*' 2>/dev/null"
+        assert "slot_0" not in server.bash(see)["output"]
+        assert "slot_1" in server.bash(see, slot="slot_1")["output"]
+
+    def test_follows_no_link(self, server: Server) -> None:
+        server.bash("mkdir d; touch d/f; chmod 500 d", slot="slot_1")
+        other = server.workspace("slot_1")
+        server.bash(f'mkdir a; ln -s {other} l; ln -s {other}/d a/l; ln -s ../slot_1 m; ln -s {other} "$TMPDIR/l"')
+        assert server.post("/reset", {"slot_id": "slot_0"}).json()["success"]
+        assert stat.S_IMODE((other / "d").stat().st_mode) == 0o500
+        assert (other / "d" / "f").exists()
+
 
 class TestShell:
     def test_lives_on(self, server: Server) -> None:
@@ -866,6 +910,164 @@ class TestIsolation:
         assert stat.S_IMODE(server.workspace().stat().st_mode) == 0o705
 
 
+# What a command may do to its slot's directory, and, where nothing holds it, to what lies around it.
+HOSTILE = {
+    "closed": 'chmod 000 "$here"',
+    "closed with its /tmp": 'chmod 000 "$TMPDIR" "$here"',
+    "closed from above": 'chmod 000 "$here" "$here/.." "$TMPDIR/.."',
+    "moved away": 'mv "$here" "$here.moved"',
+    "a link in its place": 'mv "$here" "$here.moved"; ln -s "$decoy" "$here"',
+    "a file in its place": 'mv "$here" "$here.moved"; echo x > "$here"',
+    "another slot's in its place": 'mv "$here" "$here.moved"; mv "${here%/*}/slot_1" "$here"',
+    "a link in the place of all": 'mv "${here%/*}" "${here%/*}.moved"; ln -s "$decoy" "${here%/*}"',
+    "a link in the place of its /tmp": 'rm -rf "$TMPDIR"; ln -s "$decoy" "$TMPDIR"',
+    "removed": 'rm -rf "$here"',
+    "all removed": 'rm -rf "${here%/*}"; rm -rf "${TMPDIR%/*}"',
+}
+
+
+@pytest.fixture(scope="module")
+def decoy() -> Iterator[Path]:
+    """A directory of the machine's, such as /etc."""
+    with open_to_all() as folder:
+        (folder / "passwd").write_text("secret")
+        (folder / "slot_0").mkdir()
+        folder.chmod(0o755)
+        yield folder
+
+
+def seen_of(folder: Path) -> list[tuple[Any, ...]]:
+    return sorted(
+        (p.name, p.stat().st_mode, p.stat().st_uid, p.stat().st_ctime_ns) for p in (folder, *folder.iterdir())
+    )
+
+
+AS_ANY_USER = """
+import json, os, shutil, sys
+from pathlib import Path
+from slotserver import directories
+if os.geteuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+data, level, act, decoy = json.loads(sys.argv[1])
+workspace, target = Path(data, "slots", "slot_0"), Path(data, level)
+for _ in range(2):
+    with directories.opened(workspace, (-1, -1)) as descriptor:
+        assert os.path.samefile(directories.path_of(descriptor), workspace)
+        (workspace / "f").touch()
+    if act == "closed":
+        target.chmod(0)
+    else:
+        shutil.rmtree(target)
+    if act == "link":
+        target.symlink_to(decoy)
+    elif act == "file":
+        target.touch()
+with directories.opened(workspace, (-1, -1)):
+    assert os.listdir(workspace) == (["f"] if act == "closed" else [])
+"""
+
+
+class TestHostile:
+    @pytest.mark.parametrize("act", HOSTILE.values(), ids=HOSTILE)
+    def test_a_slot_bears_what_its_user_does_to_its_directory(
+        self, server: Server, containment: str, decoy: Path, act: str
+    ) -> None:
+        before = seen_of(decoy)
+        server.bash("echo of slot 1 > own", slot="slot_1")
+        server.bash(f"here=$(pwd -P) decoy={decoy}; cd /; {act}; :")
+        after = server.bash("echo hi > f; cat f; cat own passwd 2>/dev/null; :")
+        assert after["output"] == "hi" or (containment == "none" and after["output"] == "hi\nof slot 1")
+        if containment != "none":
+            assert (server.workspace("slot_1") / "own").exists()
+        assert server.execute("write_file", path="d/g", content="x")["success"]
+        assert not server.execute("read_file", path="passwd")["success"]
+        assert server.post("/artifacts/read", {"slot_id": "slot_0", "path": "passwd"}).status_code == 404
+        assert server.post("/reset", {"slot_id": "slot_0"}).json()["success"]
+        assert server.bash("ls -A; touch f; echo > $TMPDIR/f; ls")["output"] == "f"
+        assert server.bash("echo on > f; cat f", slot="slot_1")["output"] == "on"
+        assert seen_of(decoy) == before
+
+    @pytest.mark.parametrize(
+        ("level", "act"),
+        [
+            *((level, act) for level in ("slots/slot_0", "slots") for act in ("closed", "gone", "link", "file")),
+            (".", "closed"),
+            (".", "gone"),
+        ],
+    )
+    def test_directories_are_opened_as_any_user(self, decoy: Path, level: str, act: str) -> None:
+        """Root enters what is closed: here they are an ordinary user's."""
+        with open_to_all() as above:
+            given, before = json.dumps([str(above / "data"), level, act, str(decoy)]), seen_of(decoy)
+            subprocess.run([sys.executable, "-c", AS_ANY_USER, given], cwd=SERVER.parent, check=True)
+            assert seen_of(decoy) == before
+
+    @pytest.mark.parametrize("containment", [c for c in CONTAINMENTS if c == "user"], indirect=True)
+    def test_what_nomad_gave_is_closed_to_users_of_slots(self, start: Callable[..., Any], containment: str) -> None:
+        with open_to_all() as allocation, open_to_all() as local:
+            data = allocation / "data"
+            for folder in (data, allocation / "logs"):
+                folder.mkdir()
+                folder.chmod(0o777)
+            env = {"NOMAD_ALLOC_DIR": str(allocation), "NOMAD_TASK_DIR": str(local)}
+            with start(containment, env=env, data_dir=data) as server:
+                assert server.bash("pwd; cd $OLDPWD; cd ~; touch f; ls")["output"].endswith("slot_0\nf")
+                for folder in (allocation, data, allocation / "logs", local):
+                    refused = server.bash(
+                        f"touch {folder}/x; mv {data} {data}.x; mv {data}/slots {data}/x; ls {folder}"
+                    )
+                    assert refused["output"].count("Permission denied") == 4, refused
+                    assert folder.stat().st_mode & 0o707 == 0o707  # nobody else lost a right
+                assert sorted(path.name for path in allocation.iterdir()) == ["data", "logs"]
+
+
+class TestAfterARestart:
+    def test_a_slot_that_was_closed_changes_nothing(self, start: Callable[..., Any], containment: str) -> None:
+        with open_to_all() as data:
+            with start(containment, data_dir=data) as server:
+                server.bash("echo secret > secret", slot="slot_1")
+                server.bash("chmod 000 . $TMPDIR")
+                server.process.kill()
+                server.process.wait()
+                server.process.returncode = 0
+            assert stat.S_IMODE((data / "slots" / "slot_0").stat().st_mode) & 0o700 == 0
+            with start(containment, data_dir=data) as server:
+                assert server.get("/health")["containment"] == containment
+                path = server.workspace("slot_1") / "secret"
+                assert ("secret\n" in server.bash(f"cat {path}")["output"] + "\n") == (containment == "none")
+                assert server.bash("cat secret", slot="slot_1")["output"] == "secret"
+                assert sorted(path.name for path in (data / ".state").iterdir()) == [
+                    "containment",
+                    *(f"slot_{number}" for number in range(SLOTS)),
+                ]
+
+    @pytest.mark.parametrize("containment", [c for c in CONTAINMENTS if c != "none"], indirect=True)
+    def test_a_server_that_can_lock_in_less_does_not_start(self, start: Callable[..., Any], containment: str) -> None:
+        with open_to_all() as data:
+            with start(containment, data_dir=data):
+                pass
+            with pytest.raises(AssertionError) as ended, start("none", data_dir=data):
+                pass
+            assert f"were locked in by '{containment}', and now only 'none' works" in str(ended.value)
+            assert "--allow-weaker" in str(ended.value)
+            with start("none", "--allow-weaker", data_dir=data) as server:
+                assert server.get("/health")["containment"] == "none"
+            for better in ("none", containment):
+                with start(better, data_dir=data) as server:
+                    assert server.get("/health")["containment"] == better
+                    assert server.bash("echo > f; cat f")["success"]
+
+    def test_a_data_directory_that_was_not_there_is_hidden_too(
+        self, start: Callable[..., Any], containment: str
+    ) -> None:
+        with open_to_all() as above, start(containment, data_dir=above / "new" / "data") as server:
+            server.bash("echo secret > f; chmod 666 f", slot="slot_1")
+            seen = server.bash(f"cat {server.workspace('slot_1')}/f")
+            assert seen["success"] == (containment == "none")
+
+
 class TestProcess:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_ends_at_once_and_with_everything(self, start: Callable[..., Any], containment: str, number: int) -> None:
@@ -926,7 +1128,7 @@ class TestProcess:
             assert any("listening" in line for line in log)
             process.terminate()
             assert process.wait(60) == 0
-        assert (tmp_path / "data" / "slot_0").is_dir()
+        assert (tmp_path / "data" / "slots" / "slot_0").is_dir()
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -84,7 +84,7 @@ class Running:
     """A server that asks for one of two tokens, and its data directory with a file in slot 0."""
 
     def __init__(self, folder: Path, port: int) -> None:
-        self.workspace = folder / "slot_0"
+        self.workspace = folder / "slots" / "slot_0"
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
 
@@ -140,7 +140,7 @@ def test_what_is_no_token_of_the_server_opens_nothing(guarded: Running, given: l
 def test_a_right_token_opens_all(guarded: Running, given: str) -> None:
     assert guarded.ask("GET", "/slots", None, [given])[0] == 200
     health = json.loads(guarded.ask("GET", "/health", None, [given])[2])
-    assert (health["slots"], health["data_dir"]) == (2, str(guarded.workspace.parent))
+    assert (health["slots"], health["data_dir"]) == (2, str(guarded.workspace.parents[1]))
     assert guarded.ask("GET", "/nowhere", None, [given])[0] == 404
 
 

@@ -10,14 +10,14 @@ from defects import turns_red
 @turns_red("persistence.after-restart", "resilience.killed-data", nomad=True)
 def wipes_its_workspaces_at_the_start(arguments):
     """The server empties its workspaces whenever it starts."""
-    for workspace in data(arguments).glob("slot_*"):
+    for workspace in data(arguments).glob("slots/slot_*"):
         shutil.rmtree(workspace)
 
 
 @turns_red("persistence.restart", "resilience.killed", nomad=True)
 def refuses_a_used_directory(arguments):
     """The server does not start on a data directory that it has worked in before."""
-    if (data(arguments) / "slot_0").exists():
+    if (data(arguments) / "slots").exists():
         sys.exit("the data directory is not empty")
 
 
