@@ -130,15 +130,17 @@ def oci_layout(
     mark: str = "",
     held: list[bytes] | None = None,
     settings: dict[str, Any] | None = None,
+    marks: dict[str, Any] | None = None,
 ) -> Path:
     """An OCI layout; ``index`` puts the images of two processors under one name, as buildx does.
 
-    ``held`` are its layers and ``settings`` how it wants to be run, in place of those of the sample.
+    ``held`` are its layers, ``settings`` how it wants to be run and ``marks`` what it says of its platform, in place of
+    those of the sample.
     """
     entries = []
     for number, tag in enumerate(tags):
         name = {"annotations": {"org.opencontainers.image.ref.name": tag}} if tag else {}
-        one = _manifest(path, held or layers(mark + str(number or "")), raw, settings=settings)
+        one = _manifest(path, held or layers(mark + str(number or "")), raw, settings=settings, marks=marks)
         if index:
             other = _manifest(path, layers("other"), raw, "s390x")
             platforms = [

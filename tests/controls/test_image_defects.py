@@ -19,7 +19,7 @@ from placed import red, try_without_gate, verdicts
 from sifproof import config, stages, tools
 from sifproof.checks.server import Placement, Server
 from sifproof.errors import Fault, SifproofError
-from sifproof.image import convert, process
+from sifproof.image import convert, engine, process
 from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
 from sifproof.image.source import host_architecture, parse
@@ -112,6 +112,12 @@ FOREIGN = control(
     "image.architecture",
     sentence="The image is marked for one processor and holds programs for another.",
 )
+UNMARKED = control(
+    "image-unmarked-foreign-programs",
+    "sif",
+    "image.architecture",
+    sentence="The image names no processor and holds programs for another.",
+)
 NO_WORKDIR = control(
     "image-workdir-missing", "sif", "image.workdir", sentence="The image's working directory is not in the image."
 )
@@ -145,6 +151,12 @@ STARTED = control(
     "image.on-node",
     sentence="The SIF was changed before the start, and the sandbox has `verify_image: false`.",
 )
+MOVED = control(
+    "docker-tag-moved",
+    "node",
+    "image.on-node",
+    sentence="Somebody gave the image's tag to one of the same layers with another variable, after it was loaded.",
+)
 ANOTHER = control("docker-other-image", "job", "image.on-node", sentence="The container runs another image.")
 
 
@@ -160,12 +172,12 @@ class Shop:
         self.folder = folder
         self.number = 0
 
-    def layout(self, files=(), settings=()) -> Path:
-        """An OCI layout of the small image with other ``files`` and ``settings``."""
+    def layout(self, files=(), settings=(), marks=None) -> Path:
+        """An OCI layout of the small image with other ``files``, ``settings`` and ``marks`` of its platform."""
         self.number += 1
         held = {name: content for name, content in {**FILES, **dict(files)}.items() if content is not LACKS}
         return samples.oci_layout(
-            self.folder / str(self.number), held=[samples.layer(held)], settings=SETTINGS | dict(settings)
+            self.folder / str(self.number), held=[samples.layer(held)], settings=SETTINGS | dict(settings), marks=marks
         )
 
     def made(self, layout: Path) -> Provenance:
@@ -185,8 +197,10 @@ class Shop:
         return red(found)
 
 
-def test_a_sound_image_is_green(shop):
-    image = shop.made(shop.layout())
+@pytest.mark.parametrize("marks", [None, {}, {"architecture": None}, {"architecture": ""}], ids=str)
+def test_a_sound_image_is_green(shop, marks):
+    """One that does not name its processor, too."""
+    image = shop.made(shop.layout(marks=marks))
     assert shop.red(image, Path(image.sif)) == set()
 
 
@@ -197,15 +211,16 @@ def test_another_sif_in_the_place_of_the_images_own(shop, planted, change):
 
 
 @pytest.mark.parametrize(
-    ("planted", "files", "settings"),
+    ("planted", "files", "settings", "marks"),
     [
-        (FOREIGN, {"app/program": (program(ELSEWHERE), {"mode": 0o755})}, {}),
-        (NO_WORKDIR, {}, {"WorkingDir": "/srv/nowhere"}),
+        (FOREIGN, {"app/program": (program(ELSEWHERE), {"mode": 0o755})}, {}, None),
+        (UNMARKED, {"app/program": (program(ELSEWHERE), {"mode": 0o755})}, {}, {"os": "linux"}),
+        (NO_WORKDIR, {}, {"WorkingDir": "/srv/nowhere"}, None),
     ],
-    ids=[FOREIGN.name, NO_WORKDIR.name],
+    ids=[FOREIGN.name, UNMARKED.name, NO_WORKDIR.name],
 )
-def test_what_is_wrong_with_the_image_itself(shop, planted, files, settings):
-    image = shop.made(shop.layout(files, settings))
+def test_what_is_wrong_with_the_image_itself(shop, planted, files, settings, marks):
+    image = shop.made(shop.layout(files, settings, marks))
     assert shop.red(image, Path(image.sif)) == set(planted.red)
 
 
@@ -364,23 +379,41 @@ def blob(layout: Path, descriptor: dict) -> Path:
     return layout / "blobs/sha256" / descriptor["digest"].removeprefix("sha256:")
 
 
+def docker(*words: str) -> str:
+    """What the Docker command prints."""
+    command = [str(tools.require("docker").path), *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def test_a_container_of_another_image(house):
-    docker = str(tools.require("docker").path)
-
-    def run(*words: str) -> str:
-        return subprocess.run([docker, *words], check=True, capture_output=True, text=True).stdout.strip()
-
     with house.sandbox("loaded", driver="docker") as server:
         assert red(verdicts(server, ["image"])) == set()
         loaded = stages.read(server.placed.image, LoadedImage)
     other = "sifproof/other:1"
-    container = run("create", loaded.name)
-    run("commit", "--change", "ENV TAMPERED=1", container, other)
-    run("rm", container)
+    container = docker("create", loaded.name)
+    docker("commit", "--change", "ENV TAMPERED=1", container, other)
+    docker("rm", container)
 
     def change(job: dict) -> None:
         job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"]["image"] = other
 
     with house.sandbox(ANOTHER.name, driver="docker", change=change) as server:
         assert red(verdicts(server, ["image"])) == set(ANOTHER.red)
-    run("rmi", other)
+    docker("rmi", other)
+
+
+def test_a_tag_that_was_moved(house):
+    """The same layers, and another variable: where it was loaded after that, the tag is right again."""
+    file = house.image_file("docker", MOVED.name)
+    loaded = stages.read(file, LoadedImage)
+    layout = variant(Path(loaded.source.removeprefix("oci:")), house.folder / "moved", "TAMPERED=1")
+    other = engine.load_into_engine(parse(f"oci:{layout}"), "moved")
+    docker("tag", other.name, loaded.name)
+    with house.sandbox(MOVED.name, driver="docker", image=file) as server:
+        found = verdicts(server, ["image"])
+        assert red(found) == set(MOVED.red)
+        assert f"runs {other.id}" in found["image.on-node"].message
+        assert "the same as" in found["image.on-node"].message  # its layers
+    assert stages.read(house.image_file("docker", MOVED.name), LoadedImage) == loaded
+    assert docker("image", "inspect", "--format", "{{.Id}}", loaded.name) == loaded.id
+    docker("rmi", other.name)
