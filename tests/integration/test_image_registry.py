@@ -1,8 +1,11 @@
 """Images of a registry: a small one of our own that serves an OCI layout and asks for a password."""
 
 import base64
+import gzip
 import json
+import re
 import shutil
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,9 +14,11 @@ import image_samples as samples
 import pytest
 
 from sifproof.errors import Fault, SifproofError
+from sifproof.image import tree
 from sifproof.image.convert import convert
 from sifproof.image.digest import digest
-from sifproof.image.source import parse, verify
+from sifproof.image.process import capture
+from sifproof.image.source import host_architecture, parse, verify
 
 PASSWORD = "hunter2"
 
@@ -24,11 +29,64 @@ def log_in(folder: Path, host: str, password: str) -> None:
     (folder / "login.json").write_text(json.dumps({"auths": {host: {"auth": word}}}))
 
 
+LINUX = {"architecture": host_architecture(), "os": "linux"}
+WINDOWS = LINUX | {"os": "windows"}
+
+
+def systems(path: Path) -> Path:
+    linux, windows = (samples.image_of(path, m, p) | {"platform": p} for m, p in (("", LINUX), ("windows", WINDOWS)))
+    return samples.layout_of(path, [samples.index_of(path, [linux, windows])])
+
+
+def nested(path: Path, *, says: bool = True) -> Path:
+    one, other = samples.image_of(path), samples.image_of(path, "windows", WINDOWS)
+    if says:
+        one, other = one | {"platform": LINUX}, other | {"platform": WINDOWS}
+    inner = samples.index_of(path, [samples.index_of(path, [other, one])])
+    return samples.layout_of(path, [samples.index_of(path, [inner])])
+
+
+def dockers(path: Path) -> Path:
+    """A config as a Docker engine writes it: with members that OCI does not know, which a tool could leave out."""
+    kind = "application/vnd.docker"
+    text = json.dumps(json.loads(samples.config(samples.layers())) | {"docker_version": "20.10", "container": "x"})
+    packed = [gzip.compress(layer, mtime=0) for layer in samples.layers()]
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{kind}.distribution.manifest.v2+json",
+        "config": samples._put(path, text.encode(), f"{kind}.container.image.v1+json"),
+        "layers": [samples._put(path, layer, f"{kind}.image.rootfs.diff.tar.gzip") for layer in packed],
+    }
+    one = samples._put(path, json.dumps(manifest).encode(), manifest["mediaType"])
+    media = f"{kind}.distribution.manifest.list.v2+json"
+    listed = [one | {"platform": WINDOWS, "digest": "sha256:" + 64 * "0"}, one | {"platform": LINUX}]
+    index = json.dumps({"schemaVersion": 2, "mediaType": media, "manifests": listed}).encode()
+    return samples.layout_of(path, [samples._put(path, index, media)])
+
+
+def lacking(path: Path) -> Path:
+    return samples.layout_of(path, [samples.image_of(path, lacks_layers=True)])
+
+
+MADE = {
+    "systems": systems,
+    "nested": nested,
+    "silent": partial(nested, says=False),
+    "docker": dockers,
+    "lacking": lacking,
+}
+
+
 @pytest.fixture
 def registry(tmp_path, monkeypatch):
-    """Host of a registry that has ``box:1`` and, of two processors, ``box:many``, for the user `me` alone."""
+    """Host of a registry that has ``box:1`` and more of that image, for the user `me` alone.
+
+    ``box:many`` is of two processors, ``box:systems`` of two systems, ``box:nested`` lies in indexes in indexes,
+    ``box:silent`` too, and its entries say nothing; ``box:docker`` has Docker's types; ``box:lacking`` has no layers.
+    """
     layouts = {"1": samples.oci_layout(tmp_path / "one", raw=False)}
     layouts["many"] = samples.oci_layout(tmp_path / "many", raw=False, index=True)
+    layouts |= {name: make(tmp_path / name) for name, make in MADE.items()}
     expected = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,7 +138,7 @@ def registry(tmp_path, monkeypatch):
     server.server_close()
 
 
-@pytest.mark.parametrize("tag", ["1", "many"])
+@pytest.mark.parametrize("tag", ["1", "many", "systems", "nested", "silent"])
 def test_a_registrys_image_is_converted_with_the_same_digest_as_elsewhere(tag, registry, tmp_path):
     source = parse(f"docker://{registry}/box:{tag}")
     verify(source)
@@ -95,6 +153,37 @@ def test_a_registrys_image_is_converted_with_the_same_digest_as_elsewhere(tag, r
     assert Path(made.sif).exists()
     assert PASSWORD not in log.read_text() + Path(made.sif).with_suffix(".json").read_text()
     assert convert(parse(f"oci:{tmp_path}/one"), tmp_path / "store", log=log).reused
+
+
+def test_a_config_of_dockers_types_is_taken_as_it_is(registry, tmp_path):
+    source = parse(f"docker://{registry}/box:docker")
+    made = convert(source, tmp_path / "store", log=tmp_path / "log")
+    assert made.fallbacks == []
+    listing = tree.load(Path(made.tree))
+    assert made.digest == digest(source).digest == samples._digest(json.dumps(listing.config).encode())
+    assert listing.config["docker_version"] == "20.10"
+    assert "etc/mark" in listing.tree
+
+
+def test_a_manifest_without_layers_is_the_images_fault_here_too(registry):
+    with pytest.raises(SifproofError, match="its manifest lists 0 layers, and its config names 2") as raised:
+        digest(parse(f"docker://{registry}/box:lacking"))
+    assert raised.value.fault is Fault.IMAGE
+
+
+def test_what_is_told_of_a_variant_can_be_done(tmp_path):
+    """No image is for every machine of this kind: with the real skopeo one of them is copied out, and taken."""
+    marks = LINUX | {"variant": "v9" if LINUX["architecture"] != "arm" else "v99"}
+    path = tmp_path / "x"
+    entries = [samples.image_of(path, "", marks) | {"platform": marks}]
+    entries += [samples.image_of(path, "windows", WINDOWS) | {"platform": WINDOWS}]
+    layout = samples.layout_of(path, [samples.index_of(path, entries)])
+    with pytest.raises(SifproofError, match="skopeo copy --override-variant") as raised:
+        verify(parse(f"oci:{layout}"))
+    words = re.search(r"`skopeo (copy) (--override-variant) (\S+)`", raised.value.todo).groups()
+    capture("skopeo", words[1], words[2], "--insecure-policy", words[0], f"oci:{layout}", f"oci:{tmp_path}/y")
+    verify(parse(f"oci:{tmp_path}/y"))
+    assert convert(parse(f"oci:{tmp_path}/y"), tmp_path / "store", log=tmp_path / "log").fallbacks == []
 
 
 def test_what_was_identified_is_taken_though_the_tag_has_moved_on(registry, tmp_path):
