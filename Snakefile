@@ -51,6 +51,10 @@ rule all:
         f"{R}/accepted",
 
 
+onstart:
+    pipeline.claim(flow)
+
+
 onsuccess:
     pipeline.end(flow)
 

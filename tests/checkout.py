@@ -172,7 +172,7 @@ class Checkout:
     def start(
         self,
         *arguments: str,
-        command: tuple[str, ...] = ("sifproof.cli", "run"),
+        command: tuple[str, ...] = ("sifproof", "run"),
         user: tuple[str, ...] = (),
         **environment: str,
     ) -> Started:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sifproof import __version__, run
+from sifproof import __version__, run, snakemake
 from sifproof.errors import Fault, SifproofError
-from sifproof.records import FaultRecord
+from sifproof.exit_codes import guarded
+from sifproof.report import gate
 
 if TYPE_CHECKING:
     from sifproof.config import Settings
@@ -25,25 +27,19 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry of the command; returns its exit code."""
+    """Run the command with ``arguments``; returns its exit code. Whatever goes wrong is told."""
+    return guarded(lambda: command(arguments))
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    """Like :func:`main`, but raises what goes wrong."""
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
-    try:
-        if known.command == "run":
-            return _run(rest)
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        code = {"doctor": _doctor, "checks": _checks, "sweep": _sweep}[known.command](known)
-        sys.stdout.flush()
-        return code
-    except SifproofError as error:
-        print(f"sifproof: {error}", file=sys.stderr)
-        return error.fault.exit_code
-    except KeyboardInterrupt:
-        return Fault.INCOMPLETE.exit_code
-    except BrokenPipeError:  # `sifproof checks | head`: whoever reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    if known.command == "run":
+        return _run(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return {"doctor": _doctor, "checks": _checks, "sweep": _sweep}[known.command](known)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run the gate; further arguments go to Snakemake",
         description="Run the gate. Every argument goes on to Snakemake; --cores 4 is added where none is given.",
         epilog="exit codes: 0 accepted, 1 image rejected, 2 wrong usage or configuration, 3 infrastructure at fault, "
-        "4 incomplete or interrupted",
+        "4 incomplete or interrupted. What runs nothing (-n, --list-rules) ends with 0 and says so.",
         add_help=True,
     )
     doctor = commands.add_parser(
@@ -104,10 +100,10 @@ def _run(arguments: Sequence[str]) -> int:
             config.read(file)
     results = given.directory / "results"
     this = run.Run(os.environ.get(run.RUN_VARIABLE) or run.new_id(), results)
-    known = this.folder.exists()
     environ = {**os.environ, run.RUN_VARIABLE: this.id}
     environ.pop(run.PID_VARIABLE, None)
     run.inherit_library(environ)
+    _give_a_cache(environ, given.directory)
     cores = [] if any(_names_cores(a) for a in arguments) else ["--cores", "4"]
     # Snakemake gets the terminal's Ctrl-C itself; this process waits for it to clean up. The others are held back until
     # there is a Snakemake to pass them on to.
@@ -116,7 +112,7 @@ def _run(arguments: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *cores, *arguments],
+            [sys.executable, "-m", "sifproof.snakemake", *cores, *arguments],
             env=environ,
             preexec_fn=_child_of_this,  # noqa: PLW1509 - there is one thread
         )
@@ -130,8 +126,19 @@ def _run(arguments: Sequence[str]) -> int:
         code = process.wait()
     finally:
         signal.signal(signal.SIGINT, before)
-    # An id that there was is refused by the Snakefile: what lies in its folder is another run's.
-    return Fault.CONFIGURATION.exit_code if known else _exit_code(this, code, interrupted=bool(interrupts))
+    return _exit_code(this, code, interrupted=bool(interrupts))
+
+
+def _give_a_cache(environ: MutableMapping[str, str], directory: Path) -> None:
+    """Let Snakemake keep what it caches in ``directory`` where the user's own cache can't be written."""
+    try:
+        own = Path(environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "snakemake")
+        own.mkdir(parents=True, exist_ok=True)
+        writable = os.access(own, os.W_OK | os.X_OK)
+    except (OSError, RuntimeError):  # the latter where the user has no home at all
+        writable = False
+    if not writable:
+        environ["XDG_CACHE_HOME"] = str((directory / ".snakemake" / "cache").absolute())
 
 
 def _names_cores(argument: str) -> bool:
@@ -146,28 +153,57 @@ def _child_of_this() -> None:
 
 
 def _exit_code(this: run.Run, code: int, *, interrupted: bool) -> int:
-    """What the gate decided; where it was not reached, who kept it from deciding."""
-    from sifproof.report.verdict import read_verdict  # noqa: PLC0415 - pulls in pydantic models
+    """What the gate decided; where it did not come to that, who kept it from deciding. ``code`` is Snakemake's."""
+    if code == Fault.CONFIGURATION.exit_code:
+        return code  # refused, in words; where it is the run's id that was, what lies in its folder is another's
+    decided = gate.read(this)
+    if decided == 0 and code != snakemake.RAN:
+        return _undecided(this, "was accepted, and Snakemake failed all the same: what failed was not the image")
+    if decided is not None:
+        return decided
+    if (fault := _preflight_fault(this)) is not None:
+        return fault
+    if this.folder.exists():
+        _undecided(this, f"{'was interrupted' if interrupted else 'ended'} before its verdict")
+        return code if code == Fault.INFRASTRUCTURE.exit_code and not interrupted else Fault.INCOMPLETE.exit_code
+    return _nothing_made(code, interrupted=interrupted)
 
-    if not this.folder.exists():
-        if interrupted:
-            print("sifproof: interrupted before anything was made", file=sys.stderr)
-            return Fault.INCOMPLETE.exit_code
-        # Nothing ran: a dry run, --lint, --version, or arguments and settings that Snakemake refused.
-        return 0 if code == 0 else Fault.CONFIGURATION.exit_code
-    faults = this.folder / "faults" / "preflight.json"
-    if faults.exists():
-        return FaultRecord.model_validate_json(faults.read_bytes()).fault.exit_code
+
+def _nothing_made(code: int, *, interrupted: bool) -> int:
+    if code == snakemake.LOOKED and not interrupted:
+        print("sifproof: nothing was to run, so there is no verdict", file=sys.stderr)
+        return 0
+    if interrupted:
+        how = "interrupted before anything was made"
+    elif code == snakemake.RAN:
+        how = "nothing was run, so there is no verdict: the targets, or an option, leave the gate out"
+    elif code in (Fault.INFRASTRUCTURE.exit_code, Fault.INCOMPLETE.exit_code):
+        return code  # it said why
+    else:
+        how = f"Snakemake ended with {code} before anything was made"
+        if code < 0:
+            how = f"Snakemake was ended by {signal.Signals(-code).name} before anything was made"
+    return _told(how)
+
+
+def _told(text: str) -> int:
+    print(f"sifproof: {text}", file=sys.stderr)
+    return Fault.INCOMPLETE.exit_code
+
+
+def _undecided(this: run.Run, how: str) -> int:
+    return _told(f"run {this.id} {how}; its logs are in {this.folder / 'logs'}")
+
+
+def _preflight_fault(this: run.Run) -> int | None:
+    """The exit code for what kept the run from beginning, where something did. None of it is about an image."""
     try:
-        decided = read_verdict(this.results, this.id).exit_code
-    except SifproofError:
-        how = "was interrupted" if interrupted else "ended"
-        print(
-            f"sifproof: run {this.id} {how} before its verdict; its logs are in {this.folder / 'logs'}", file=sys.stderr
-        )
+        fault = Fault(json.loads((this.folder / "faults" / "preflight.json").read_bytes())["fault"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
         return Fault.INCOMPLETE.exit_code
-    # A gate that accepts, and a Snakemake that fails all the same: what failed was not the image.
-    return decided or (Fault.INCOMPLETE.exit_code if code else 0)
+    return Fault.INCOMPLETE.exit_code if fault is Fault.IMAGE else fault.exit_code
 
 
 def _doctor(known: argparse.Namespace) -> int:
@@ -245,7 +281,3 @@ def _sweep(known: argparse.Namespace) -> int:
     for line in cleanup.sweep(run.Run(known.run) if known.run else None, everything=known.all):
         print(line)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

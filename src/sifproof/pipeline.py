@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable, Mapping
@@ -113,8 +114,24 @@ def _short(path: str | os.PathLike[str]) -> Path:
     return here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
 
 
+def claim(flow: Flow) -> None:
+    """Make the folder of the run, before its first job; ends the process where another run has the same id."""
+    if os.environ[run.PID_VARIABLE] != str(os.getpid()):
+        return
+    try:
+        flow.run.claim()
+    except SifproofError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.fault.exit_code)
+
+
 def end(flow: Flow) -> None:
     """End what the run left: its local agent, or its jobs on the cluster. Says so where that fails."""
+    if not (flow.run.folder / "plan.json").exists():
+        # It has started nothing yet, and jobs that bear its id are another's.
+        with contextlib.suppress(OSError):
+            flow.run.folder.rmdir()  # where not even that was begun: it is empty
+        return
     from sifproof.nomad import cleanup  # noqa: PLC0415 - only at the end of a run
 
     settings = flow.settings.nomad

@@ -9,7 +9,7 @@ from sifproof import __version__, config, tools
 from sifproof.checks import policy
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import engine, source
-from sifproof.nomad import deployed_job
+from sifproof.nomad import deployed_job, teardown
 from sifproof.nomad.client import connect
 from sifproof.nomad.preflight import NoDriverError, check_driver_available
 from sifproof.records import Plan, PlannedSandbox
@@ -26,7 +26,7 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
     Nomad can't be reached, or no node has the driver of a sandbox that is not optional.
     """
     used = {name: tools.require(name) for name in needed_tools(settings)}
-    address, version, why_not = _look_at_cluster(settings)
+    address, version, why_not = _look_at_cluster(settings, run)
     docker = any(s.driver == "docker" and name not in why_not for name, s in settings.selected().items())
     # What a run does without, more slowly or not at all.
     used |= {name: tool for name in ("skopeo", *(["docker"] if docker else [])) if (tool := tools.find(name))}
@@ -106,7 +106,7 @@ def needed_tools(settings: config.Settings) -> list[str]:
     return needed
 
 
-def _look_at_cluster(settings: config.Settings) -> tuple[str, str, dict[str, SifproofError]]:
+def _look_at_cluster(settings: config.Settings, run: Run) -> tuple[str, str, dict[str, SifproofError]]:
     """Address and version of the cluster, and why each sandbox whose driver can't be had can't be run."""
     address = settings.nomad.effective_address()
     why_not = {}
@@ -122,6 +122,11 @@ def _look_at_cluster(settings: config.Settings) -> tuple[str, str, dict[str, Sif
         return "", "", why_not
     with connect(address, namespace=settings.nomad.namespace, region=settings.nomad.region) as client:
         version = client.version()
+        # Of run night and sandbox 2-a, and of run night-2 and sandbox a, the ids are the same.
+        there = {job["ID"] for job in client.get("jobs", params={"prefix": run.job_id("")})}
+        wanted = {run.job_id(name) for name in settings.selected()}
+        if jobs := sorted({*teardown.jobs_of(client, run.id), *(there & wanted)}):
+            raise run.taken(f"the cluster at {client.address} has its jobs: {', '.join(jobs[:3])}")
         for name, sandbox in settings.selected().items():
             try:
                 check_driver_available(client, sandbox.driver, sandbox.datacenter)

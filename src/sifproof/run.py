@@ -66,8 +66,24 @@ class Run:
         return self.results / "images"
 
     def job_id(self, sandbox: str) -> str:
-        """Id of the sandbox's Nomad job."""
+        """Id of the sandbox's Nomad job. It tells people whose it is; the mark that the job carries decides that."""
         return f"sifproof-{self.id}-{sandbox}"
+
+    def claim(self) -> None:
+        """Make the folder of the run; raises :class:`SifproofError` where another run of this id was first."""
+        try:
+            self.folder.mkdir(parents=True)
+        except FileExistsError:
+            raise self.taken(f"{self.folder} exists") from None
+
+    def taken(self, why: str) -> SifproofError:
+        """The error of a run whose id another one has: it would take that one's verdict and jobs for its own."""
+        return SifproofError(
+            f"{RUN_VARIABLE}={self.id} is the id of a run that there was",
+            why=why,
+            todo=f"unset {RUN_VARIABLE}, or give each run an id of its own",
+            fault=Fault.CONFIGURATION,
+        )
 
 
 def current(environ: MutableMapping[str, str] = os.environ) -> Run:
@@ -78,11 +94,6 @@ def current(environ: MutableMapping[str, str] = os.environ) -> Run:
     """
     run = Run(environ.setdefault(RUN_VARIABLE, new_id()))
     if PID_VARIABLE not in environ and run.folder.exists():
-        raise SifproofError(
-            f"{RUN_VARIABLE}={run.id} is the id of a run that there was",
-            why=f"{run.folder} exists",
-            todo=f"unset {RUN_VARIABLE}, or give each run an id of its own",
-            fault=Fault.CONFIGURATION,
-        )
+        raise run.taken(f"{run.folder} exists")
     environ.setdefault(PID_VARIABLE, str(os.getpid()))
     return run

@@ -236,7 +236,7 @@ def commands(pids: list[int]) -> str:
 def doctor(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {k: v for k, v in os.environ.items() if not k.startswith("NOMAD_")} | environment
     return subprocess.run(
-        [sys.executable, "-m", "sifproof.cli", "doctor", *arguments],
+        [sys.executable, "-m", "sifproof", "doctor", *arguments],
         env=variables,
         cwd=folder,
         capture_output=True,

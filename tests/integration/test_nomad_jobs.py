@@ -17,13 +17,14 @@ import requests
 from checkout import command_line, environ
 from nomad_payload import BINDS, COMMAND, LISTEN, build_sif, local_agent, new_id, shell_job, wait_until
 
-from sifproof import tools
+from sifproof import config, tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import cleanup, preflight, static_port, submit, supervisor, teardown, traces
 from sifproof.nomad import job as jobs
 from sifproof.nomad.allocations import get_job_allocations
 from sifproof.nomad.client import NotFoundError, RejectedError, UnreadableFileError
 from sifproof.nomad.userns import needs_userns
+from sifproof.preflight import make_plan
 from sifproof.run import Run
 
 TOKENS = {"NOMAD_TOKEN": "t0", "HF_TOKEN": "t1", "GITHUB_TOKEN": "t2", "AWS_SECRET_ACCESS_KEY": "t3", "SLURM_JWT": "t4"}
@@ -527,20 +528,55 @@ def test_an_allocation_of_which_nothing_is_seen_from_here_is_looked_for_on_its_n
     assert (end.processes, end.mounts, end.ended_s) == ([], [], None)
 
 
-def test_sweep_leaves_the_jobs_of_others(client, tmp_path):
-    ours, kept = f"sifproof-{new_id()}", f"sifproof-keep-{new_id()}"
-    foreign = shell_job("sifproof-foreign", LISTEN)
-    foreign["Job"]["Meta"] = {}
-    for job in (shell_job(ours, LISTEN), shell_job(kept, LISTEN), foreign):
+def of_run(job, run):
+    job["Job"]["Meta"]["sifproof_run"] = run
+    return job
+
+
+def test_sweep_leaves_what_is_not_ours(client):
+    ours, foreign = new_id(), shell_job("sifproof-foreign", LISTEN)
+    foreign["Job"]["Meta"] = {"sifproof_run": ours}
+    for job in (shell_job(f"sifproof-{ours}", LISTEN), foreign):
         run(client, job)
-    assert teardown.sweep(client, keep=["sifproof-keep-"]) == [ours]
-    assert {j["ID"] for j in client.get("jobs")} == {kept, "sifproof-foreign"}
+    assert teardown.sweep(client) == [f"sifproof-{ours}"]
+    assert {j["ID"] for j in client.get("jobs")} == {"sifproof-foreign"}
+
+
+def test_a_run_whose_id_begins_as_that_of_another_keeps_its_jobs(agent, client, tmp_path, monkeypatch):
+    night = Run("night", tmp_path)
+    others = [Run("night-2", tmp_path), Run("night-2-twin", tmp_path), Run("nigh", tmp_path), Run("knight", tmp_path)]
+    names = {one.id: [one.job_id("a"), one.job_id("b"), f"sifproof-{one.id}-probe-1"] for one in (night, *others)}
+    assert len({name for several in names.values() for name in several}) == 15
+    for one, several in names.items():
+        for name in several:
+            client.register(of_run(shell_job(name, LISTEN), one))
+    monkeypatch.setenv("NOMAD_ADDR", agent.address)
+    monkeypatch.setenv("NOMAD_TOKEN", token_of(agent))
+    assert sorted(teardown.jobs_of(client, "night")) == sorted(names["night"])
+    cleanup.end_run(night, agent.address)
+    left = {name for one in others for name in names[one.id]}
+    assert {j["ID"] for j in client.get("jobs")} == left
+    cleanup.sweep(others[0])
+    assert {j["ID"] for j in client.get("jobs")} == left - set(names["night-2"])
+
+
+@pytest.mark.parametrize("there", [("sifproof-night-2-a", "night-2"), ("sifproof-elsewhere", "night")])
+def test_a_run_whose_jobs_are_there_already_is_refused(agent, client, monkeypatch, there):
+    job, mark = there
+    # From another checkout: of this one's runs the folders are known.
+    client.register(of_run(shell_job(job, LISTEN), mark))
+    monkeypatch.setenv("NOMAD_ADDR", agent.address)
+    monkeypatch.setenv("NOMAD_TOKEN", token_of(agent))
+    settings = config.load({"sandboxes": {"2-a": {"driver": "singularity"}}})
+    with pytest.raises(SifproofError, match=job) as caught:
+        make_plan(settings, Run("night"))
+    assert caught.value.fault is Fault.CONFIGURATION
 
 
 def test_the_end_of_a_run_takes_its_jobs_along(agent, client, tmp_path, monkeypatch):
     this, other = Run(new_id(), tmp_path), Run(new_id(), tmp_path)
     for owner in (this, other):
-        run(client, shell_job(owner.job_id("a"), LISTEN))
+        run(client, of_run(shell_job(owner.job_id("a"), LISTEN), owner.id))
     monkeypatch.setenv("NOMAD_ADDR", agent.address)
     monkeypatch.setenv("NOMAD_TOKEN", token_of(agent))
     cleanup.end_run(this, agent.address)

@@ -120,7 +120,7 @@ def test_the_page_names_every_unit_and_what_is_wrong_in_it_is_refused() -> None:
 
 def test_a_reader_who_has_enough_ends_it_without_a_word() -> None:
     """As in ``sifproof checks | head -1``."""
-    command = [sys.executable, "-m", "sifproof.cli", "checks"]
+    command = [sys.executable, "-m", "sifproof", "checks"]
     ended = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ended.stdout.close()
     assert (ended.wait(60), ended.stderr.read()) == (128 + signal.SIGPIPE, "")

@@ -283,3 +283,33 @@ def test_the_decision_does_not_cost_pandas() -> None:
     script = f"import {imports}; print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+def test_runs_publish_side_by_side(tmp_path: Path) -> None:
+    texts = {}
+    for number in range(4):
+        it = plan().model_copy(update={"run": f"night-{number}"})
+        folder = record(tmp_path, it, [row.model_copy(update={"run": it.run}) for row in verdicts()])
+        recorded = read_run(folder)
+        texts[folder] = write.render(recorded, decide(recorded.plan, recorded.verdicts))
+
+    def publish(folder: Path) -> None:
+        for _ in range(5):
+            write.put_in_place(texts[folder], folder, tmp_path)
+            retire_reports(tmp_path)
+        write.put_in_place(texts[folder], folder, tmp_path)
+
+    children = []
+    for folder in texts:
+        if (child := os.fork()) == 0:
+            try:
+                publish(folder)
+            finally:
+                os._exit(0 if sys.exc_info()[0] is None else 1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0, 0]
+    for folder, rendered in texts.items():
+        assert kept(tmp_path, folder.name) == rendered
+    assert published(tmp_path) in texts.values()
+    assert [write.is_published(folder / "report", tmp_path) for folder in texts].count(True) == 1
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".") or path.name.startswith("retired")]

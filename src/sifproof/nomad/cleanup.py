@@ -19,7 +19,7 @@ def end_run(run: Run, address: str = "", namespace: str | None = None, region: s
         local.stop(run.id)
         return
     with connect(address, namespace=namespace, region=region) as client:
-        teardown.sweep(client, run.job_id(""))
+        teardown.sweep(client, run.id)
 
 
 def sweep(run: Run | None, *, everything: bool = False) -> list[str]:
@@ -37,6 +37,6 @@ def sweep(run: Run | None, *, everything: bool = False) -> list[str]:
         lines = [f"local agent of run {name}: what it left was removed" for name in local.sweep()]
     if os.environ.get("NOMAD_ADDR") and (run or everything):
         with connect() as client:
-            jobs = teardown.sweep(client, run.job_id("") if run else "sifproof-")
+            jobs = teardown.sweep(client, run.id if run else None)
         lines += [f"job {job}: stopped and purged" for job in jobs]
     return lines

@@ -17,7 +17,7 @@ from sifproof import __version__
 from sifproof.errors import SifproofError
 from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client
-from sifproof.nomad.job import META_VERSION, quote, validate_id
+from sifproof.nomad.job import META_RUN, META_VERSION, quote, validate_id
 from sifproof.nomad.preflight import read_nodes
 from sifproof.nomad.submit import check_alive, check_placed, wait_for_allocations
 
@@ -104,7 +104,7 @@ def create_probe_job(
             "Datacenters": list(datacenters),
             **({"Namespace": namespace} if namespace else {}),
             **({"Region": region} if region else {}),
-            "Meta": {META_VERSION: __version__, "sifproof_run": run},
+            "Meta": {META_VERSION: __version__, META_RUN: run},
             "Constraints": constraints,
             **({"Update": {"MaxParallel": 0}} if kind == "service" else {}),
             "TaskGroups": [

@@ -23,7 +23,7 @@ from sifproof.errors import SifproofError
 from sifproof.nomad import remains, traces
 from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client, NotFoundError
-from sifproof.nomad.job import META_VERSION
+from sifproof.nomad.job import META_RUN, META_VERSION
 from sifproof.nomad.rebind import why_taken
 from sifproof.nomad.traces import Process
 from sifproof.records import write_atomically
@@ -319,14 +319,19 @@ def _collect(client: Client, job_id: str, allocations: Sequence[Allocation], fol
     return written
 
 
-def sweep(client: Client, prefix: str = "sifproof-", keep: Collection[str] = ()) -> list[str]:
-    """Stop and purge every job that sifproof made and whose id begins with ``prefix``; the ids of those purged.
+def jobs_of(client: Client, run: str | None) -> list[str]:
+    """The ids of the jobs that sifproof made for ``run``, or for any run.
 
-    ``keep`` are beginnings of the ids of jobs that stay.
+    By the mark that each carries: the id of one run may begin with that of another.
     """
-    swept = []
-    for job in client.get("jobs", params={"prefix": prefix, "meta": "true"}):
-        if META_VERSION in (job.get("Meta") or {}) and not job["ID"].startswith(tuple(keep)):
-            client.deregister(job["ID"], purge=True)
-            swept.append(job["ID"])
+    jobs = client.get("jobs", params={"prefix": "sifproof-", "meta": "true"})
+    marks = {job["ID"]: job.get("Meta") or {} for job in jobs}
+    return [id for id, meta in marks.items() if META_VERSION in meta and run in (None, meta.get(META_RUN))]
+
+
+def sweep(client: Client, run: str | None = None) -> list[str]:
+    """Stop and purge the jobs of ``run``, or of every run; the ids of those purged."""
+    swept = jobs_of(client, run)
+    for job in swept:
+        client.deregister(job, purge=True)
     return swept

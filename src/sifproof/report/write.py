@@ -3,17 +3,21 @@
 The set of a run lies in ``results/runs/<run>/report/``, for good; ``results/`` holds a copy of the latest. Everything
 is rendered before anything is written. A set in ``results/`` counts only with its ``verdict.json``: that is removed
 first and written last. :func:`retire_reports` clears ``results/`` when a run begins, so that a run that
-ends early leaves no older run's reports under its name.
+ends early leaves no older run's reports under its name. Runs may go on side by side: they change ``results/`` one at a
+time, and prepare what they put there in folders of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sifproof.image import scratch
 from sifproof.records import write_atomically
 from sifproof.report.decision import Decision, Describe, decide
 from sifproof.report.recorded import Recorded, read_run
@@ -58,8 +62,14 @@ def render(recorded: Recorded, decision: Decision, describe: Describe | None = N
 
 def put_in_place(texts: Mapping[str, str], run_dir: Path, results: Path) -> None:
     """Write a rendered set to the run's folder, then to ``results``."""
-    _keep(texts, run_dir)
-    _publish(texts, results)
+    with _alone(results):
+        _keep(texts, run_dir)
+        _publish(texts, run_dir, results)
+
+
+def is_published(kept: Path, results: Path) -> bool:
+    """Whether the set in ``results`` is the one in ``kept``, the report folder of a run."""
+    return _same(kept / VERDICT, results / VERDICT)
 
 
 def retire_reports(results: Path) -> None:
@@ -67,6 +77,18 @@ def retire_reports(results: Path) -> None:
 
     A file that is in no run's folder is moved to one of its own below ``runs/``: nothing is lost.
     """
+    with _alone(results):
+        _retire(results)
+
+
+@contextlib.contextmanager
+def _alone(results: Path) -> Iterator[None]:
+    """No other run changes the reports in ``results`` meanwhile."""
+    with scratch.lock(results / "runs" / ".lock"):
+        yield
+
+
+def _retire(results: Path) -> None:
     for name in REPORTS:
         path = results / name
         if not path.is_file():
@@ -95,19 +117,20 @@ def _keep(texts: Mapping[str, str], run_dir: Path) -> None:
     shutil.rmtree(run_dir / f".{FOLDER}.{os.getpid()}.old", ignore_errors=True)
 
 
-def _publish(texts: Mapping[str, str], results: Path) -> None:
+def _publish(texts: Mapping[str, str], run_dir: Path, results: Path) -> None:
     """Put the set into ``results``: none of an older one is left when the first of this one appears."""
-    results.mkdir(parents=True, exist_ok=True)
-    for leftover in results.glob(".*.new*"):  # of a process that was killed
-        leftover.unlink()
-    staged = {}
+    staged = run_dir / f".{FOLDER}.{os.getpid()}.copy"
     try:
         for name, text in texts.items():
-            staged[name] = results / f".{name}.{os.getpid()}.new"
-            write_atomically(staged[name], text)
-        retire_reports(results)
+            write_atomically(staged / name, text)
+        _retire(results)
         for name in reversed(REPORTS):
-            staged[name].replace(results / name)
+            try:
+                (staged / name).replace(results / name)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                write_atomically(results / name, texts[name])  # `results/runs` is a link to another disk
     except BaseException:
         # Between two renames: a part of a set is worth less than none, and the run's folder has the whole.
         if not (results / VERDICT).exists():
@@ -115,12 +138,14 @@ def _publish(texts: Mapping[str, str], results: Path) -> None:
                 (results / name).unlink(missing_ok=True)
         raise
     finally:
-        for path in staged.values():
-            path.unlink(missing_ok=True)
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _same(one: Path, other: Path) -> bool:
-    return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+    try:
+        return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def _unused(path: Path) -> Path:
