@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 from sifproof import run
-from sifproof.records import Verdict, read_verdicts
+from sifproof.records import FINE, Verdict, read_verdicts
 
 
 def look(this: run.Run) -> tuple[list[Verdict], list[str]]:
     """The verdicts of a run, and those that a healthy image must not have."""
     verdicts = [v for path in sorted(this.folder.glob("verdicts/*.jsonl")) for v in read_verdicts(path)]
     return verdicts, [
-        f"{v.sandbox} {v.check} {v.verdict}: {v.message}" for v in verdicts if v.verdict != "pass" and v.required
+        f"{v.sandbox} {v.check} {v.verdict}: {v.message}" for v in verdicts if v.verdict not in FINE and v.required
     ]
 
 
@@ -46,7 +46,7 @@ def main() -> int:
         red += bool(code or wrong)
         spent = sum(v.duration_s for v in verdicts)
         waited = sum(v.waited_s for v in verdicts)
-        advisory = sum(v.verdict != "pass" and not v.required for v in verdicts)
+        advisory = sum(v.verdict not in FINE and not v.required for v in verdicts)
         print(
             f"{number:3} {this.id} exit {code}, {len(verdicts)} verdicts, {len(wrong)} red, {advisory} advisory, "
             f"{time.monotonic() - begin:.1f} s, of which checks {spent - waited:.1f} s and waiting {waited:.1f} s",

@@ -24,7 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.errors import Fault, SifproofError
 
-Word = Literal["pass", "fail", "flaky", "waived", "not-measured"]
+Word = Literal["pass", "fail", "flaky", "waived", "measured", "not-measured"]
+FINE = frozenset({"pass", "measured"})
+"""Words of which nobody has to act. ``measured``: a value was measured, and there was no limit to judge it by."""
 IdleState = Literal["not looked at", "does not apply", "another counts"]
 """Of a waiver that no verdict says anything of."""
 
@@ -44,8 +46,8 @@ class Verdict(BaseModel):
     allocation: str = Field(default="", description="id of the Nomad allocation; empty where there was none")
     suite: str = Field(description="group of checks")
     check: str = Field(description="stable id of the check, suite first")
-    verdict: Word = Field(description="pass, fail, flaky, waived or not-measured")
-    required: bool = Field(default=True, description="whether anything but pass or waived rejects the run")
+    verdict: Word = Field(description="pass, fail, flaky, waived, measured (no limit) or not-measured")
+    required: bool = Field(default=True, description="whether anything but pass, measured or waived rejects the run")
     value: float | None = Field(default=None, description="what was measured, where the check measures")
     unit: str = Field(default="", description="unit of value and limit")
     limit: float | None = Field(

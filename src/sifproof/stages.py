@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sifproof.errors import Fault, SifproofError
-from sifproof.records import FaultRecord, PlannedSandbox, Verdict, write_atomically
+from sifproof.records import FINE, FaultRecord, PlannedSandbox, Verdict, write_atomically
 from sifproof.run import Run
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -88,7 +88,7 @@ def outcome(suite: str, planned: PlannedSandbox, verdicts: Sequence[Verdict]) ->
     """The last line of the log of ``suite``: how many verdicts there are of each word; bad where one that counts is."""
     if not any(check.startswith(f"{suite}.") for check in planned.checks):
         return "nothing to check: off"
-    counts = Counter(v.verdict + ("" if v.required or v.verdict == "pass" else " (not required)") for v in verdicts)
+    counts = Counter(v.verdict + ("" if v.required or v.verdict in FINE else " (not required)") for v in verdicts)
     text = ", ".join(f"{number} {word}" for word, number in counts.most_common()) or "no verdict"
     return text if counts and not set(counts) & {"fail", "flaky", "not-measured"} else BAD + text
 

@@ -268,3 +268,31 @@ def test_an_unknown_suite_is_told_with_the_known_ones() -> None:
 
 def test_finding_defaults() -> None:
     assert Finding(True) == expect(True)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds", "word"),
+    [({}, 3.0, "measured"), ({"bash.made": 5.0}, 3.0, "pass"), ({"bash.made": 2.0}, 3.0, "fail")],
+)
+def test_what_has_no_limit_is_measured_and_not_passed(limits, seconds, word) -> None:
+    check = made(lambda s: measured(seconds, "three"), unit="s", limit_judges=True, once=True)
+    (verdict,) = verdicts(check, limits=limits)
+    assert (verdict.verdict, verdict.value, verdict.required) == (word, seconds, True)
+
+
+def test_what_fails_for_another_reason_fails_without_a_limit() -> None:
+    (verdict,) = verdicts(made(lambda s: expect(False, "lost"), unit="s", limit_judges=True, once=True))
+    assert verdict.verdict == "fail"
+
+
+def test_a_check_that_judges_more_than_its_value_passes_without_a_limit() -> None:
+    (verdict,) = verdicts(made(lambda s: measured(3.0, "back"), unit="s"))
+    assert verdict.verdict == "pass"
+
+
+def test_a_waiver_of_what_was_only_measured_is_not_needed() -> None:
+    waiver = PlannedWaiver(reason="slow disk", until=datetime.date(2999, 1, 1))
+    check = made(lambda s: measured(3.0, "three"), unit="s", limit_judges=True)
+    (verdict,) = verdicts(check, waivers={"bash.made": waiver})
+    assert verdict.verdict == "measured"
+    assert "no longer needed" in verdict.message

@@ -53,6 +53,15 @@ def test_all_passed_is_accepted() -> None:
     ]
 
 
+def test_what_was_measured_without_a_limit_is_counted_apart_and_rejects_nothing() -> None:
+    decision = decide(ONE, one(bash_exit_code={"verdict": "measured"}, files_round_trip={"verdict": "measured"}))
+    assert words(decision) == ("accepted", 0)
+    assert decision.sentence == (
+        "Accepted: 7 required checks passed on singularity, of the suites health, bash and files alone, "
+        "2 measured without a limit."
+    )
+
+
 @pytest.mark.parametrize("word", ["fail", "flaky"])
 def test_a_required_failure_rejects(word: str) -> None:
     decision = decide(ONE, one(bash_exit_code={"verdict": word, "message": "exit 7 came back as 0"}))

@@ -19,6 +19,8 @@ def facts(check: Check) -> Iterator[tuple[str, str]]:
     if check.unit:
         units = ", ".join(f"`{unit}`" for unit in UNITS[check.unit])
         yield "Measures", f"`{check.unit}`; a limit is the {'least' if check.at_least else 'most'} allowed, in {units}"
+        if check.limit_judges:
+            yield "Without a limit", "nothing is judged: the verdict is `measured`"
     if check.waits_s:
         yield "Waits", f"up to {check.waits_s:g} s on purpose"
     if check.once:

@@ -35,6 +35,7 @@ _CALLERS = 32
     todo="See which of `performance.place`, `.start` and `.ready` takes the time.",
     blames=Fault.INFRASTRUCTURE,
     unit="s",
+    limit_judges=True,
 )
 def submit_to_healthy(server: Server) -> Finding:
     found = _phase(_healthy(server), "from submission to the first healthy answer, by the clock of this machine")
@@ -52,6 +53,7 @@ def submit_to_healthy(server: Server) -> Finding:
     todo="Look at the load of Nomad's servers, and at what else is submitted at that time.",
     blames=Fault.INFRASTRUCTURE,
     unit="s",
+    limit_judges=True,
 )
 def place(server: Server) -> Finding:
     return _phase(_placed(server), "from the job's SubmitTime to the allocation's CreateTime, by Nomad's servers")
@@ -64,6 +66,7 @@ def place(server: Server) -> Finding:
     todo="Look at the events of the allocation (`nomad alloc status`), and put the image where the node reads it fast.",
     blames=Fault.INFRASTRUCTURE,
     unit="s",
+    limit_judges=True,
 )
 def start(server: Server) -> Finding:
     return _phase(_started(server), "from the task's event Received to Started, by the node")
@@ -77,6 +80,7 @@ def start(server: Server) -> Finding:
     todo="Start the image by hand with the command of the rendered job and `python -X importtime`; try a conversion "
     "with another compression.",
     unit="s",
+    limit_judges=True,
 )
 def ready(server: Server) -> Finding:
     placing, starting, rest = _phases(server)
@@ -90,6 +94,7 @@ def ready(server: Server) -> Finding:
     why="An agent makes thousands of calls; what each costs beside its command adds up to hours.",
     todo="Look at what the server does around a command: a container, a shell, a log for each call.",
     unit="s",
+    limit_judges=True,
 )
 def exec_p50(server: Server) -> Finding:
     taken = _times(server)
@@ -102,6 +107,7 @@ def exec_p50(server: Server) -> Finding:
     why="A step of an agent waits for its slowest call.",
     todo="Look at what the server does beside calls, such as cleaning up and logging, and at the load of the node.",
     unit="s",
+    limit_judges=True,
 )
 def exec_p95(server: Server) -> Finding:
     taken = _times(server)
@@ -116,6 +122,7 @@ def exec_p95(server: Server) -> Finding:
     todo="Look for a lock over all slots, for the number of worker threads, and at `cpu` in the config.",
     unit="/s",
     at_least=True,
+    limit_judges=True,
 )
 def throughput(server: Server) -> Finding:
     slots = _idle(server)

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from sifproof import config
 from sifproof.checks import registry
 from sifproof.checks.registry import Check
-from sifproof.records import IdleWaiver, PlannedWaiver, Verdict
+from sifproof.records import FINE, IdleWaiver, PlannedWaiver, Verdict
 
 Level = Literal["required", "advisory", "off"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -165,7 +165,7 @@ def judge(
     waiver = waivers.get(verdict.check)
     if waiver and verdict.verdict != "not-measured":
         until, over = waiver.until.isoformat(), today() > waiver.until
-        if verdict.verdict == "pass":
+        if verdict.verdict in FINE:
             note = f"its waiver {'ended on' if over else 'until'} {until} and is no longer needed ({waiver.reason})"
             changes["message"] = f"{verdict.message}; {note}" if verdict.message else note
         elif verdict.required and over:

@@ -70,6 +70,8 @@ class Check:
         seconds that it waits on purpose, for a time-out or a command that sleeps: no cost of the gate's own.
     ``unit``, ``at_least``
         of a check that measures: unit of its value, ``s``, ``B`` or ``/s``, and whether a limit is the least allowed.
+    ``limit_judges``
+        of a check that measures: without a limit of the config nothing is judged, and the verdict is ``measured``.
     ``once``
         not tried a second time when it fails: it changes what it looks at, or has waited already.
     """
@@ -86,6 +88,7 @@ class Check:
     waits_s: float = 0.0
     unit: str = ""
     at_least: bool = False
+    limit_judges: bool = False
     once: bool = False
     given_by: tuple[str, ...] = ()
 
@@ -112,6 +115,7 @@ def check(
     waits_s: float = 0.0,
     unit: str = "",
     at_least: bool = False,
+    limit_judges: bool = False,
     once: bool = False,
     given_by: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
@@ -137,6 +141,7 @@ def check(
             waits_s,
             unit,
             at_least,
+            limit_judges,
             once,
             given_by,
         )

@@ -11,7 +11,7 @@ from typing import TextIO
 from sifproof.checks import policy
 from sifproof.checks.registry import Check, Finding, NotApplicable, NotMeasured
 from sifproof.errors import Fault, SifproofError
-from sifproof.records import PlannedSandbox, PlannedWaiver, Verdict, Word
+from sifproof.records import FINE, PlannedSandbox, PlannedWaiver, Verdict, Word
 
 MESSAGE_LIMIT = 4000
 """Characters of a message: what a server answers stands in every report, and may be any length."""
@@ -125,7 +125,7 @@ def _again(first: Verdict, second: Verdict) -> Verdict:
         "duration_s": round(first.duration_s + second.duration_s, 4),
         "waited_s": round(first.waited_s + second.waited_s, 4),
     }
-    if second.verdict == "pass":
+    if second.verdict in FINE:
         message = f"failed, and passed on a second try; the first time: {first.message}"
         # What failed is what has to be read: its value, and who is to blame.
         return first.model_copy(update={**both, "verdict": "flaky", "message": message})
@@ -141,6 +141,8 @@ def _run(check: Check, subject: object, context: Context) -> Verdict:
     try:
         finding = _limited(check, check.function(subject), context.limits.get(check.id))
         word = "pass" if finding.passed else "fail"
+        if finding.passed and check.limit_judges and finding.limit is None:
+            word = "measured"
         message, fault = finding.saw, finding.fault
     except NotMeasured as reason:
         word, message, required = "not-measured", str(reason), not isinstance(reason, NotApplicable)

@@ -374,6 +374,7 @@ _ENOUGH_FILES = 100
     blames=Fault.INFRASTRUCTURE,
     unit="/s",
     at_least=True,
+    limit_judges=True,
 )
 def small_files(server: Server) -> Finding:
     said = _fine(
@@ -431,6 +432,7 @@ def _count(server: Server) -> tuple[int, int, int]:
     blames=Fault.INFRASTRUCTURE,
     unit="B",
     at_least=True,
+    limit_judges=True,
 )
 def free_space(server: Server) -> Finding:
     space, _, _ = _count(server)
@@ -445,6 +447,7 @@ def free_space(server: Server) -> Finding:
     blames=Fault.INFRASTRUCTURE,
     unit="files",
     at_least=True,
+    limit_judges=True,
 )
 def free_inodes(server: Server) -> Finding:
     _, inodes, free = _count(server)

@@ -371,8 +371,11 @@ def _sentence(outcome: Outcome, plan: Plan, counted: Sequence[Verdict], reasons:
     where = _listed(list(dict.fromkeys(reason.sandbox for reason in weightiest if reason.check)))
     if outcome is Outcome.ACCEPTED:
         waived = sum(row.verdict == "waived" for row in required)
-        text = f"{_number(len(required) - waived, 'required check')} passed on {_listed(measured)}"
+        unjudged = sum(row.verdict == "measured" for row in counted)
+        passed = sum(row.verdict == "pass" for row in required)
+        text = f"{_number(passed, 'required check')} passed on {_listed(measured)}"
         text += _part(plan)
+        text += f", {unjudged} measured without a limit" if unjudged else ""
         text += f", {waived} waived" if waived else ""
         loose = sum(row.verdict in FAILED for row in counted if not row.required)
         text += f"; {_number(loose, 'advisory check')} failed" if loose else ""

@@ -15,6 +15,7 @@ from junitparser import Attr, Error, Failure, JUnitXml, Skipped, TestCase, TestS
 from junitparser.junitparser import FinalResult
 
 from sifproof.errors import Fault
+from sifproof.records import FINE
 from sifproof.report.decision import Decision, Reason
 from sifproof.report.escaping import one_line, xml_text
 from sifproof.report.tables import LEFT_OUT, rows
@@ -118,12 +119,13 @@ def _case(suite: str, row: Any, *, several: bool, counted: bool, blamed: Fault |
         case.result = [_result(Failure if blamed is Fault.IMAGE else Error, row)]
     elif row.verdict == "not-measured" and required:
         case.result = [_result(Error, row)]
-    elif row.verdict != "pass":
+    elif row.verdict not in FINE:
         reason = row.verdict if row.required else f"{row.verdict}, not required{advisory and f' ({advisory})'}"
         message = f"{reason}: {row.message}" if row.message else reason
         case.result = [Skipped(one_line(xml_text(message), 300), row.verdict)]
     elif row.message:
-        case.system_out = xml_text(row.message)
+        unjudged = "measured, without a limit to judge it by: " if row.verdict == "measured" else ""
+        case.system_out = xml_text(f"{unjudged}{row.message}")
     return case
 
 

@@ -21,16 +21,16 @@ from markupsafe import Markup, escape
 
 from sifproof.checks.policy import amount
 from sifproof.doctor.record import Explanation
-from sifproof.records import PlannedSandbox
+from sifproof.records import FINE, PlannedSandbox
 from sifproof.report.decision import CheckDescription, Describe, Reason, SandboxDecision
 from sifproof.report.escaping import one_line, printable
 from sifproof.report.facts import ImageFacts, Timing, flatten, image_facts, timings
 from sifproof.report.recorded import Document, Recorded
 from sifproof.report.tables import LEFT_OUT, rows
+from sifproof.report.terms import WORST_FIRST
 from sifproof.report.verdict import VerdictFile
 
-WORDS = ("pass", "fail", "flaky", "waived", "not-measured")
-_WORST_FIRST = ("fail", "flaky", "not-measured", "waived", "pass")
+WORDS = ("pass", "fail", "flaky", "waived", "measured", "not-measured")
 _MESSAGE_LIMIT = 4000
 
 
@@ -302,7 +302,7 @@ def _matrix(
 def _cell(outcomes: Sequence[Any], sandbox: PlannedSandbox, check: str, at_least: bool) -> Cell:
     if not outcomes:
         return Cell(off=check in sandbox.off)
-    word = min((item.verdict for item in outcomes), key=_WORST_FIRST.index)
+    word = min((item.verdict for item in outcomes), key=WORST_FIRST.index)
     alike = [item for item in outcomes if item.verdict == word]
     valued = [item for item in alike if not pd.isna(item.value)]
     measured = ""
@@ -323,7 +323,7 @@ def _cell(outcomes: Sequence[Any], sandbox: PlannedSandbox, check: str, at_least
 def _notes(outcomes: Sequence[Any], said: set[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
     places: dict[tuple[str, str], list[str]] = {}
     for item in outcomes:
-        if item.verdict != "pass" and item.message:
+        if item.verdict not in FINE and item.message:
             places.setdefault((item.verdict, item.message), []).append(_place(item.sandbox, item.allocation))
     for (word, message), where in places.items():
         # One cause leaves a whole suite unmeasured: say it once.

@@ -40,6 +40,7 @@ class SummaryRow(BaseModel):
     fail: int = Field(description="checks that failed")
     flaky: int = Field(description="checks that passed only sometimes")
     waived: int = Field(description="checks that failed and are waived by the config")
+    measured: int = Field(description="checks that measured something, without a limit to judge it by")
     not_measured: int = Field(alias="not-measured", description="checks that were not measured")
     advisory: int = Field(description="checks that failed, or passed only sometimes, and are not required")
     off: int = Field(description="checks of its suites that the config turned off")
@@ -114,6 +115,7 @@ def summary_table(recorded: Recorded, decision: Decision) -> pd.DataFrame:
             fail=int(counts.get("fail", 0)),
             flaky=int(counts.get("flaky", 0)),
             waived=int(counts.get("waived", 0)),
+            measured=int(counts.get("measured", 0)),
             not_measured=int(counts.get("not-measured", 0)),
             advisory=int((own["verdict"].isin(list(FAILED)) & ~own["required"]).sum()),
             off=len(terms.off),

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sifproof.records import IdleState, Plan, PlannedSandbox, PlannedWaiver, Verdict
+from sifproof.records import FINE, IdleState, Plan, PlannedSandbox, PlannedWaiver, Verdict
 
 State = Literal["used", "expired", "no longer needed"] | IdleState
 
@@ -95,7 +95,7 @@ class Terms(BaseModel):
         return [term for term in self.advisory if term.verdict in FAILED]
 
 
-_WORST_FIRST = ("fail", "flaky", "not-measured", "waived", "pass")
+WORST_FIRST = ("fail", "flaky", "not-measured", "waived", "measured", "pass")
 
 
 def terms_of(plan: Plan, verdicts: Sequence[Verdict]) -> Terms:
@@ -110,10 +110,10 @@ def terms_of(plan: Plan, verdicts: Sequence[Verdict]) -> Terms:
         if sandbox.left_out:
             continue
         for check, reason in sandbox.advisory.items():
-            worst = min(rows.get(check, []), key=lambda row: _WORST_FIRST.index(row.verdict), default=None)
+            worst = min(rows.get(check, []), key=lambda row: WORST_FIRST.index(row.verdict), default=None)
             word, text = (worst.verdict, worst.message) if worst else ("", "")
             term = AdvisoryTerm(sandbox=sandbox.name, check=check, reason=reason, verdict=word)
-            terms.advisory.append(term.model_copy(update={"text": text if word != "pass" else ""}))
+            terms.advisory.append(term.model_copy(update={"text": text if word not in FINE else ""}))
         terms.off += [OffTerm(sandbox=sandbox.name, check=c, reason=reason) for c, reason in sandbox.off.items()]
         for check, limit in sandbox.limits.items():
             seen = [row for row in rows.get(check, []) if row.value is not None]
@@ -137,7 +137,7 @@ def _waivers(sandbox: PlannedSandbox, rows: dict[str, list[Verdict]], started: s
             state = "used"
         elif words & FAILED:
             state = "expired"
-        elif "pass" in words:
+        elif words & FINE:
             state = "no longer needed"
         yield term(check, waiver, state)
     for idle in sandbox.idle_waivers:
