@@ -29,7 +29,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from sifproof import tools, variables  # noqa: E402
+from sifproof import locks, tools, variables  # noqa: E402
 from sifproof.errors import SifproofError  # noqa: E402
 
 _START_LIMIT_S = 60
@@ -183,8 +183,7 @@ class _Keeper:
         _sweep(base)
         # Short: the path of a socket may have 108 characters, and the engine puts some of its own below this one.
         folder = Path(tempfile.mkdtemp(prefix="sifproof-docker.", dir=base))
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locks.waited_for(folder / "lock"):
             self._folder, self._name = folder, f"sif{folder.suffix[1:9]}"
             try:
                 with _data_root() as data:
@@ -268,20 +267,23 @@ def _data_root() -> Iterator[Path]:
     """The folder for images: the checkout's, or one for the moment where another engine holds that."""
     folder = tools.root() / "docker"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            with _passing(folder) as data:
-                yield data
-            return
+    made_by = folder / "machine"
+    lock = locks.take(folder / "lock", wait=False)
+    if lock is None or (made_by.exists() and locks.may_live(made_by.read_text(), folder / "data")):
+        with _passing(folder) as data:
+            yield data
+        return
+    with lock:
+        made_by.write_text(locks.machine())
         # Containers of an engine that was killed are of no use to anyone; images are.
         shutil.rmtree(folder / "data" / "containers", ignore_errors=True)
         for other in folder.glob(f"{_PASSING}*"):
+            if locks.may_live(other.name.removeprefix(_PASSING).partition(".")[0], other):
+                continue
             held = _lock(other)
             if held is not None:  # its engine is gone
                 shutil.rmtree(other, ignore_errors=True)
-                os.close(held)
+                held.close()
         yield folder / "data"
 
 
@@ -290,29 +292,25 @@ def _passing(folder: Path) -> Iterator[Path]:
     """A folder in ``folder`` that goes with the context; locked, so that nobody takes it for left behind."""
     held = None
     while held is None:
-        data = Path(tempfile.mkdtemp(prefix=_PASSING, dir=folder))
+        data = Path(tempfile.mkdtemp(prefix=f"{_PASSING}{locks.machine()}.", dir=folder))
         held = _lock(data)
     try:
         yield data
     finally:
         shutil.rmtree(data, ignore_errors=True)
-        os.close(held)
+        held.close()
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock of ``folder``; None where another process has it, or has removed the folder."""
+def _lock(folder: Path) -> locks.Lock | None:
+    """The lock of ``folder``; None where another process has it, or has removed the folder."""
     try:
-        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        held = locks.take(folder, wait=False, make=False)
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists():
-            return held
-    except BlockingIOError:
-        pass
-    os.close(held)
-    return None
+    if held is not None and not folder.exists():
+        held.close()
+        return None
+    return held
 
 
 def _end(engine: subprocess.Popen[bytes]) -> None:
@@ -359,9 +357,11 @@ def _clear(folder: Path) -> None:
 def _sweep(base: Path) -> None:
     """Clear away after engines whose keeper was killed: nobody holds their lock."""
     for folder in base.glob("sifproof-docker.*"):
-        with contextlib.suppress(OSError), (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _clear(folder)
+        with contextlib.suppress(OSError):
+            held = locks.take(folder / "lock", wait=False)
+            if held is not None:
+                with held:
+                    _clear(folder)
 
 
 def _make_bridge(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sifproof import config, stages
+from sifproof import config, locks, stages
 from sifproof.cluster import Cluster, Endpoints
 from sifproof.doctor.record import Doctor
 from sifproof.image.provenance import Provenance
@@ -152,8 +151,7 @@ def _userns(sandbox: config.Sandbox, settings: config.Settings, cluster: Cluster
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """No one else reads or changes the jobs in ``folder`` meanwhile."""
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.waited_for(folder / ".lock"):
         yield
 
 

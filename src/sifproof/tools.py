@@ -185,7 +185,7 @@ def _folder_of(links: dict[str, str]) -> Path:
     key = hashlib.sha256(json.dumps(links, sort_keys=True).encode()).hexdigest()[:12]
     private = Path(tempfile.gettempdir()) / f"sifproof-{os.geteuid()}"
     for base in (root(), private):
-        if base == private and not _make_private(base):
+        if base == private and not make_private(base):
             continue
         folder = base / "sifproof-path" / key
         if folder.is_dir():
@@ -212,7 +212,7 @@ def _folder_of(links: dict[str, str]) -> Path:
     )
 
 
-def _make_private(folder: Path) -> bool:
+def make_private(folder: Path) -> bool:
     """Whether ``folder``, made where it is not there, is a folder of this user in which nobody else can write.
 
     Among the temporary files of all users anyone may have made one of that name before, with programs in it.

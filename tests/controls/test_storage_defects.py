@@ -13,6 +13,7 @@ from catalogue import control
 from placed import red, try_without_gate, verdicts
 
 from sifproof.checks import registry, storage
+from sifproof.image import scratch
 
 RED = {
     "rename-in-two-steps": ("storage.rename",),
@@ -206,3 +207,33 @@ def test_the_node_is_asked_where_the_image_has_no_program_for_it(house):
         with pytest.raises(registry.NotMeasured, match="nor has the node"):
             storage._judge_with(server, {"no-such-program": ":", "nor-this": ":"})
         assert server.bash("ls -A", slot=-1).output == ""
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from sifproof import deploy
+from sifproof.image import scratch
+with deploy.alone(Path(sys.argv[1])), scratch.directory(Path(sys.argv[1])) as (path, _):
+    print(path, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("defect", ["no-flock", ""])
+def test_what_the_gate_itself_locks_is_locked_there_too(file_system, defect):
+    place = file_system.mountpoint
+    with (
+        file_system.defect(defect),
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDS, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as holder,
+    ):
+        path = Path(holder.stdout.readline().strip())
+        assert scratch.is_locked(place / ".lock")
+        assert scratch.sweep([place]) == []
+        holder.kill()
+        holder.wait()
+        assert not scratch.is_locked(place / ".lock")
+        assert scratch.sweep([place]) == [path]
+        (place / ".lock").unlink()

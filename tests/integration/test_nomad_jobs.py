@@ -485,7 +485,8 @@ def test_process_that_survives_the_stop_is_found(client, tmp_path):
 
 def test_server_that_ignores_sigterm_is_told_apart(client, tmp_path):
     job_id = new_id()
-    run(client, shell_job(job_id, "trap '' TERM; " + LISTEN.removeprefix("exec "), kill_timeout_s=1))
+    (one,) = run(client, shell_job(job_id, "trap '' TERM; " + LISTEN.removeprefix("exec "), kill_timeout_s=1))
+    wait_until(lambda: static_port.answers(one.address, one.port, 1.0))
     (end,) = stop(client, job_id, tmp_path).allocations
     assert end.killed
     assert end.port_closed_s > 0.9  # it was given its time

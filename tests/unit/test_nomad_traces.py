@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from checkout import wait_until
 
-from sifproof import tools
+from sifproof import locks, tools
 from sifproof.checks.teardown import Ended, processes
 from sifproof.nomad import local, remains, traces
 from sifproof.nomad.teardown import AllocationEnd
@@ -116,7 +116,7 @@ def test_an_agent_that_goes_while_others_are_swept_is_no_error(tmp_path: Path) -
     """A name that was listed and leads nowhere any more."""
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     (tmp_path / "left").mkdir()
-    (tmp_path / "left" / "lock").touch()
+    (tmp_path / "left" / "lock").write_text(f"1 {locks.machine()}")
     assert local.sweep(tmp_path) == ["left"]
     assert not (tmp_path / "left").exists()
 

@@ -20,6 +20,7 @@ import docker_engine  # noqa: E402
 from steps import debian, places, preconditions  # noqa: E402
 from steps.progress import Step  # noqa: E402
 
+from sifproof import locks  # noqa: E402
 from sifproof.errors import SifproofError  # noqa: E402
 
 
@@ -36,11 +37,13 @@ def test_interrupted_build_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_remains_of_a_killed_build_are_removed(tmp_path: Path) -> None:
-    remains = tmp_path / ".made.x1y2"
+    remains = tmp_path / f".made.{locks.machine()}.x1y2"
     (remains / "deep").mkdir(parents=True)
+    theirs = tmp_path / ".made.elsewhere~01234567.x1y2"  # they may be at it: their lock is not seen here
+    theirs.mkdir()
     with places.building(tmp_path / "made", "stamp"):
         pass
-    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert {p.name for p in tmp_path.iterdir()} == {"made", theirs.name}
 
 
 def test_half_made_folder_counts_as_not_made(tmp_path: Path) -> None:
@@ -150,11 +153,14 @@ def test_an_engine_removes_the_images_of_engines_that_are_gone_and_of_no_other(
     with docker_engine._data_root() as kept:
         second = docker_engine._data_root()
         lives = second.__enter__()
-    killed = tmp_path / "docker" / "passing.killed"
+    killed = tmp_path / "docker" / f"passing.{locks.machine()}.killed"
+    theirs = tmp_path / "docker" / "passing.elsewhere~01234567.x"
     killed.mkdir()
+    theirs.mkdir()
     with docker_engine._data_root() as again:
         assert again == kept
         assert lives.is_dir()
         assert not killed.exists()
+        assert theirs.exists()
     second.__exit__(None, None, None)
     assert not lives.exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -11,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from sifproof import locks
 from steps.progress import say
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -66,20 +66,24 @@ def mark(folder: Path, stamp: str) -> None:
 def building(folder: Path, stamp: str) -> Iterator[Path]:
     """A new folder to build in, which becomes ``folder`` when all went well.
 
-    What an interrupted call left behind is removed: set-up holds a lock on the checkout, nobody else builds here.
+    What an interrupted call left behind is removed: set-up holds a lock on the checkout, nobody else of this machine
+    builds here.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(stale)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        if not locks.may_live(stale.name.removeprefix(f".{folder.name}.").partition(".")[0], stale):
+            shutil.rmtree(stale)
+    ours = f".{folder.name}.{locks.machine()}."
+    fresh = Path(tempfile.mkdtemp(prefix=ours, dir=folder.parent))
     try:
         fresh.chmod(0o755)
         yield fresh
         mark(fresh, stamp)
+        old = folder.parent / f"{ours}old"
         if folder.exists():
-            folder.rename(folder.parent / f".{folder.name}.old")
+            folder.rename(old)
         fresh.rename(folder)
-        shutil.rmtree(folder.parent / f".{folder.name}.old", ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -114,10 +118,9 @@ def copy_whole(source: Path, target: Path) -> None:
 def alone() -> Iterator[None]:
     """Hold the checkout's set-up lock; the kernel lets go of it with the process, however that ends."""
     TOOLS.mkdir(parents=True, exist_ok=True)
-    with (TOOLS / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say("Another set-up is at work in this checkout; waiting for it to end.")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = locks.take(TOOLS / "lock", wait=False)
+    if lock is None:
+        say("Another set-up is at work in this checkout; waiting for it to end.")
+        lock = locks.waited_for(TOOLS / "lock")
+    with lock:
         yield

@@ -1,13 +1,12 @@
 """Room to work in: private directories in memory or on disk that never outlive their owner for long.
 
-A directory belongs to whoever holds the lock on it; the kernel lets go of the lock when its holder ends, however that
-is. So a directory that nobody holds is left over from something that was killed, and the next call removes it, and
-ends what the killed one had started: tools know their owner by the variable :data:`OWNER_VARIABLE`.
+A directory belongs to whoever holds the lock on it (:mod:`sifproof.locks`). So a directory that nobody holds is left
+over from something that was killed, and the next call removes it, and ends what the killed one had started: tools know
+their owner by the variable :data:`OWNER_VARIABLE`. Its name says which machine made it: locks of others may be unseen.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+from sifproof import locks
 
 OWNER_VARIABLE = "SIFPROOF_OWNER"
 _PREFIX = "sifproof-build-"
@@ -71,8 +72,8 @@ def memory_available() -> int:
 
 
 def owner() -> str:
-    """This process, told apart from others of the same id before and after it."""
-    return f"{os.getpid()}-{round(psutil.Process().create_time() * 100)}"
+    """This process, told apart from others of the same id before and after it, and on other machines."""
+    return f"{locks.machine()}-{os.getpid()}-{round(psutil.Process().create_time() * 100)}"
 
 
 @contextmanager
@@ -80,66 +81,62 @@ def directory(parent: Path) -> Iterator[tuple[Path, int]]:
     """A new directory in ``parent`` and the descriptor that holds its lock; removed at the end."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{owner()}-", dir=parent))
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        _lock(descriptor)
-        if path.exists():  # else a sweep was faster than the lock
+        try:
+            held = locks.waited_for(path)
+        except FileNotFoundError:  # a sweep was faster
+            continue
+        if path.exists():
             break
-        os.close(descriptor)
-    try:
-        yield path, descriptor
-    finally:
-        remove(path)
-        os.close(descriptor)
+        held.close()
+    with held:
+        try:
+            yield path, held.descriptor
+        finally:
+            remove(path)
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[int]:
     """Hold the lock file ``path``, waiting for whoever else does; yields its descriptor.
 
-    On a file system that knows no locks two conversions may run at once; each still ends in one whole file.
+    On a file system whose locks other machines don't see two conversions may run at once; each still ends in one whole
+    file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(descriptor)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    with locks.waited_for(path) as held:
+        yield held.descriptor
 
 
 def is_locked(path: Path) -> bool:
     """Whether somebody holds the lock on ``path``."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        held = locks.take(path, wait=False, make=False)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if held is None:
         return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
+    held.close()
     return False
 
 
 def sweep(parents: Iterable[Path]) -> list[Path]:
-    """Remove this user's directories in ``parents`` that nobody holds any more; returns them."""
+    """Remove this user's directories in ``parents`` that nobody holds any more, on whatever machine; returns them."""
     removed = []
     for parent in set(parents):
         for path in parent.glob(f"{_PREFIX}*"):
             with suppress(OSError):
                 if path.lstat().st_uid != os.geteuid():
                     continue
-                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _end_tools_of("-".join(path.name.removeprefix(_PREFIX).split("-")[:2]))
+                made_by, *rest = path.name.removeprefix(_PREFIX).split("-")
+                if path.is_symlink() or not path.is_dir() or locks.may_live(made_by, path):
+                    continue
+                held = locks.take(path, wait=False)
+                if held is None:
+                    continue
+                with held:
+                    _end_tools_of("-".join([made_by, *rest[:2]]))
                     remove(path)
                     removed.append(path)
-                finally:
-                    os.close(descriptor)
     return removed
 
 
@@ -162,9 +159,3 @@ def _end_tools_of(dead: str) -> None:
         with suppress(psutil.Error):
             orphan.kill()
     psutil.wait_procs(orphans, timeout=10)
-
-
-def _lock(descriptor: int) -> None:
-    # ENOSYS, ENOLCK, EOPNOTSUPP: some network file systems know no locks.
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -4,7 +4,8 @@
 watches the run's outermost process and clears everything away when that has ended. The agent gets a directory under
 ``.tools/agents/``, named after the run::
 
-    lock          held by the supervisor as long as it lives: a directory whose lock is free belongs to nobody
+    lock          held by the supervisor as long as it lives: a directory whose lock is free belongs to nobody, unless
+                  another machine made it; its process id, and that machine
     state.json    address, process ids
     token         what its API asks for; for the eyes of this user alone
     agent.json    what is added to nomad-singularity.hcl; holds a key, so for this user alone too
@@ -20,7 +21,6 @@ certificate and that key. The supervisor makes them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -38,7 +38,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sifproof import tools
+from sifproof import locks, tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import traces
 from sifproof.nomad.client import Client, connect
@@ -259,10 +259,18 @@ def stop(run: str, directory: Path = DIRECTORY) -> None:
 
 
 def _supervisor(home: Path) -> int | None:
+    """Its process, where that is one of this machine."""
+    pid, made_by = _owner(home)
+    return int(pid) if pid and made_by == locks.machine() else None
+
+
+def _owner(home: Path) -> tuple[str, str]:
+    """Process id and machine of the supervisor of ``home``, as its lock names them; empty where it does not."""
     try:
-        return int((home / "lock").read_text())
+        pid, made_by = (home / "lock").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
-        return None
+        return "", ""
+    return pid, made_by
 
 
 @contextmanager
@@ -279,16 +287,18 @@ def _pidfd(pid: int) -> Iterator[int | None]:
 
 
 def is_locked(home: Path) -> bool:
-    """Whether a supervisor lives that owns ``home``."""
+    """Whether a supervisor lives that owns ``home``, or may live on another machine."""
     try:
-        with (home / "lock").open("r+") as lock:
-            # Shared: two who ask at once are no supervisor to each other.
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+        # Shared: two who ask at once are no supervisor to each other.
+        held = locks.take(home / "lock", wait=False, shared=True, make=False)
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    except (BlockingIOError, PermissionError):
+    except PermissionError:
         return True
-    return False
+    if held is None:
+        return True
+    with held:
+        return locks.may_live(_owner(home)[1], home)
 
 
 def sweep(directory: Path = DIRECTORY) -> list[str]:

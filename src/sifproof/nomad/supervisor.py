@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import ctypes
-import fcntl
 import json
 import os
 import secrets
@@ -25,6 +24,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Any
 
+from sifproof import locks
 from sifproof.errors import SifproofError
 from sifproof.nomad.ports import MARK, META_STATIC_PORTS, Block, claim_block
 
@@ -46,15 +46,13 @@ def main(order: dict[str, Any]) -> None:
     home = Path(order["home"])
     # Locked before it has its name: nobody may find it free and take the directory for abandoned.
     unnamed = home / f"lock.{os.getpid()}"
-    lock = unnamed.open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    unnamed.rename(home / "lock")
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    with Path(order["log"]).open("ab", buffering=0) as log:
-        supervise(home, order, log)
+    with locks.waited_for(unnamed):
+        unnamed.write_text(f"{os.getpid()} {locks.machine()}", encoding="ascii")
+        unnamed.rename(home / "lock")
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        with Path(order["log"]).open("ab", buffering=0) as log:
+            supervise(home, order, log)
 
 
 def supervise(home: Path, order: dict[str, Any], log: IO[bytes]) -> None:
