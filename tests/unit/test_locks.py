@@ -3,11 +3,13 @@
 import errno
 import fcntl
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from sifproof import locks
 from sifproof.image import scratch
@@ -142,3 +144,12 @@ def test_an_agent_of_another_machine_is_left_alone_and_its_number_is_nobodys_her
     aged(home, DAY)
     assert local.sweep(tmp_path) == ["run"]
     assert not home.exists()
+
+
+def test_there_is_one_place_that_locks():
+    for folder in ("src", "tools", "workflow", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name != "locks.py":
+                # In what runs inside of a sandbox, to try the file system there.
+                outside = path.read_text(encoding="utf-8") if "checks/storage" not in str(path) else ""
+                assert not re.search(r"\b(flock|lockf)\(", outside), path

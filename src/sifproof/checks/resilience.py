@@ -318,6 +318,8 @@ def _beside(there: Server) -> tuple[bool, str]:
         if said := next((text for text in words if _IN_USE.search(text)), ""):
             return True, f"the last words of the server were: {said}"
         if time.monotonic() > end:
+            if ended and ended.fault is Fault.INFRASTRUCTURE:
+                raise ended  # the node's doing: it says nothing of the server
             did = str(ended or f"the server neither listens nor ends within {within_s:g} s")
             return False, f"{did} It wrote no word of it: {' | '.join(filter(None, words)) or 'nothing at all'}"
         raw, index = nomad.wait_for_change("allocation", allocation.id, index=index, wait_s=0.3)

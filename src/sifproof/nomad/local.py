@@ -40,6 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof import locks, tools
 from sifproof.errors import Fault, SifproofError
+from sifproof.image.process import tail
 from sifproof.nomad import traces
 from sifproof.nomad.client import Client, connect
 from sifproof.nomad.job import validate_id
@@ -53,6 +54,7 @@ SECOND = "second-"
 """Begins the name of the directory of a second client, in that of the agent."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_LOG_BYTES = 65536
 _READY_S = 60.0
 _GONE_S = 120.0
 _LONGEST_TMPDIR = 70
@@ -215,7 +217,8 @@ def _environment(home: Path) -> dict[str, str]:
 
 def _tail(log: Path, lines: int = 8) -> str:
     try:
-        text = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        with log.open("rb") as stream:
+            text = tail(stream, _LOG_BYTES).splitlines()
     except OSError:
         return ""
     return "".join(f"\n  {line.strip()}" for line in text[-lines:])

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from sifproof import tools
 from sifproof.errors import SifproofError
+from sifproof.image.process import tail
 from sifproof.nomad import local, traces
 from sifproof.nomad.client import Client
 from sifproof.nomad.ports import MARK, Block, claim_block
@@ -127,7 +128,8 @@ class SecondClient:
                     self._client.forget_node(self.node_id)
 
     def _words(self) -> str:
-        text = (self.home / "log").read_text(encoding="utf-8", errors="replace").splitlines()
+        with (self.home / "log").open("rb") as log:
+            text = tail(log, 65536).splitlines()
         return " | ".join(line.strip() for line in text[-4:])
 
 

@@ -235,7 +235,9 @@ def wait_ready(agent: subprocess.Popen[bytes], address: str, token: str, deadlin
 
 def lost_a_port(log: Path) -> bool:
     """Whether the agent ended because a port was taken between the claim and its own bind."""
-    return "address already in use" in log.read_text(encoding="utf-8", errors="replace")[-4000:]
+    with log.open("rb") as stream:
+        stream.seek(max(log.stat().st_size - 4000, 0))
+        return b"address already in use" in stream.read(4000)
 
 
 def end(home: Path, agent: subprocess.Popen[bytes] | None, state: dict[str, Any], log: IO[bytes]) -> None:
