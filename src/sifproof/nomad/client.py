@@ -175,6 +175,27 @@ class Client:
         """
         validate_id(allocation, "allocation id")
         what = f"file {path} of allocation {allocation}"
+        try:
+            return self._file(allocation, path, what, most)
+        except UnreachableError:
+            # Nomad opens what it is asked about, and a FIFO keeps it for ever.
+            mode = self._listed(allocation, path)
+            if mode.startswith(("-", "L")) or not mode:
+                raise
+        raise UnreadableFileError(f"The {what} is no ordinary file", mode)
+
+    def _listed(self, allocation: str, path: str) -> str:
+        """The mode of ``path`` in the list of its directory; empty where that can't be had."""
+        folder, _, name = path.rpartition("/")
+        try:
+            with self._in_words(f"folder {folder} of allocation {allocation}"):
+                params = self._file_params(path=folder or "/")
+                entries = self._files.ls.request(allocation, params=params, method="get").json()
+            return next((str(entry["FileMode"]) for entry in entries if entry["Name"] == name), "")
+        except (SifproofError, LookupError, TypeError, ValueError):
+            return ""
+
+    def _file(self, allocation: str, path: str, what: str, most: int) -> bytes:
         with self._in_words(what):
             # For a missing file Nomad 1.11.2 answers 200 to a read, with the error as its text; to `stat` 404.
             answer = self._files.stat.request(allocation, params=self._file_params(path=path), method="get")
