@@ -217,7 +217,7 @@ def _docker_image(source: Source, files: Files, architecture: str) -> Manifest:
         chosen = images
     entries = []
     for image in chosen:
-        made_for = Platform.of(json.loads(files.read(image["Config"])))
+        made_for = Platform.of_config(files.read(image["Config"]))
         names = tuple(image.get("RepoTags") or [f"@{images.index(image)}"])
         entries.append(_Entry(names, [Candidate(image["Config"], made_for)], alone=True))
     every = [tag for image in images for tag in image.get("RepoTags") or []]

@@ -59,6 +59,14 @@ class Platform(NamedTuple):
         architecture = _NAMES.get(architecture, architecture)
         return cls(system, architecture, _VARIANTS.get((architecture, variant), variant))
 
+    @classmethod
+    def of_config(cls, text: bytes) -> Platform:
+        """From an image's config; that it is none is told where it is read for more than this."""
+        try:
+            return cls.of(json.loads(text))
+        except ValueError:
+            return cls()
+
     def __str__(self) -> str:
         return "/".join(filter(None, (self.system or SYSTEM, self.architecture or "no processor named", self.variant)))
 
@@ -106,7 +114,7 @@ class _Search:
             if "manifests" in manifest:
                 self.walk(manifest["manifests"], depth + 1)
             elif manifest["config"].get("mediaType") in _CONFIGS:
-                own = Platform.of(json.loads(self.reader.config(digest, manifest)))
+                own = Platform.of_config(self.reader.config(digest, manifest))
                 told = marks if marks.architecture else own
                 self.found.append(Candidate(digest, told._replace(system=marks.system or own.system)))
 
