@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import image_samples as samples
 import pytest
 import requests
 
 from sifproof import tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert, source
+from sifproof.image.digest import digest
 from sifproof.image.reference import CONTEXT, ReferenceImage, build_reference_image
 
 
@@ -104,6 +106,19 @@ class TestBuild:
         image = build_reference_image(tmp_path, base=built.source)
         assert image.base == built.source
         assert manifest(image)["layers"][:2] == manifest(built)["layers"]
+
+    def test_a_base_among_other_platforms(self, built: ReferenceImage, tmp_path: Path) -> None:
+        """By the digest that was chosen: what stands first in the index is for another system."""
+        layout = tmp_path / "base"
+        shutil.copytree(source.parse(built.source).path, layout)
+        (one,) = json.loads((layout / "index.json").read_text())["manifests"]
+        linux = {"os": "linux", "architecture": source.host_architecture()}
+        other = samples.image_of(layout, says=linux | {"os": "windows"}) | {"platform": linux | {"os": "windows"}}
+        index = samples.index_of(layout, [other, one | {"platform": linux}, other])
+        samples.layout_of(layout, [samples.index_of(layout, [index])])
+        image = build_reference_image(tmp_path, base=f"oci:{layout}")
+        assert manifest(image)["layers"][:2] == manifest(built)["layers"]
+        assert image.base_digest == digest(source.parse(built.source)).digest
 
     @pytest.mark.parametrize("base", ["docker-archive:/nowhere/x.tar", "oci:/nowhere", "nowhere.sif:x y"])
     def test_a_base_that_is_not_there(self, base: str, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Run(Protocol):
     """What runs a tool, its output kept."""
 
     def __call__(
-        self, step: str, tool: str, arguments: list[str], *, environment: dict[str, str] | None = None
+        self, step: str, tool: str, arguments: list[str], /, *, environment: dict[str, str] | None = None
     ) -> None:
         """Raises :class:`~sifproof.image.process.ToolFailure`."""
 

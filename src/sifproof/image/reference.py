@@ -25,7 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import blame, scratch
-from sifproof.image.digest import digest
+from sifproof.image.digest import SourceDigest, digest
+from sifproof.image.layout import lay_out
 from sifproof.image.process import ToolFailure, run
 from sifproof.image.scratch import Place
 from sifproof.image.source import Kind, Source, parse, verify
@@ -104,6 +105,7 @@ class _Build:
         self.log = folder / "build.log"
         self.seconds: dict[str, float] = {}
         self.named = base and _named_base(base)
+        self.identity: SourceDigest | None = None
 
     def image(self) -> ReferenceImage:
         """Find the image by its key, or build it."""
@@ -141,10 +143,13 @@ class _Build:
         return built
 
     def _base(self) -> tuple[str, str, str]:
-        """The base as buildah calls it, its digest, and its packages (only where it was made of them)."""
+        """The base as buildah calls it where it was made here, its digest, and the packages that it was made of."""
         if self.named:
+            if self.named.kind is Kind.SIF:
+                raise SifproofError(f"{self.named} can't be a base", why="it is a SIF", fault=Fault.CONFIGURATION)
             verify(self.named)
-            return _transport(self.named), digest(self.named).digest, ""
+            self.identity = digest(self.named)
+            return "", self.identity.digest, ""
         packages, tar = self._debian_base()
         return f"tarball:{tar}", f"sha256:{_hash(packages)}", packages
 
@@ -169,15 +174,12 @@ class _Build:
         return listed.read_text(encoding="utf-8"), tar
 
     def _build(self, base: str, layout: Path, work: Path, packages: str) -> None:
-        if self.named and self.named.kind is Kind.DOCKER_DAEMON:  # buildah can't speak to today's engines
-            archive = work / "base.tar"
-            self._run(
-                "save",
-                "taking the base out of the engine",
-                "docker",
-                ["save", "--output", str(archive), self.named.location],
-            )
-            base = f"docker-archive:{archive}"
+        if self.named and self.identity:
+            # The one that was identified: buildah would choose among several images by a rule of its own.
+            def fetch(step: str, tool: str, words: list[str], *, environment: dict[str, str] | None = None) -> None:
+                self._run(step, "fetching the base", tool, words, work)
+
+            base = f"oci:{lay_out(self.named, self.identity, work, fetch)}"
         storage = ["--storage-driver", "vfs", "--root", str(work / "root"), "--runroot", str(work / "run")]
         # Without ranges of user ids (/etc/subuid) files of other owners become the user's own.
         storage += ["--storage-opt", "vfs.ignore_chown_errors=true"]
@@ -282,15 +284,6 @@ def _named_base(base: str) -> Source:
     """The base as a source; a bare name is an image in a registry, as it is in a Containerfile."""
     prefix = base.partition(":")[0]
     return parse(base if prefix in set(Kind) or "://" in base else f"docker://{base}")
-
-
-def _transport(source: Source) -> str:
-    """``source`` as buildah calls it."""
-    if source.kind is Kind.SIF:
-        raise SifproofError(f"{source} can't be a base", why="it is a SIF", fault=Fault.CONFIGURATION)
-    if not source.is_file:
-        return str(source)
-    return f"{source.kind}:{source.path.absolute()}" + (f":{source.reference}" if source.reference else "")
 
 
 def _packages(tar: Path) -> str:
