@@ -244,8 +244,8 @@ def test_a_path_that_bind_mounts_cannot_name_is_refused(tmp_path, watched):
         local.start("x", tmp_path / "a:b", watched.pid)
 
 
-def test_a_long_path_will_do(tmp_path, watched, sif):
-    folder = tmp_path / ("long" * 20)
+def test_a_long_path_with_odd_letters_will_do(tmp_path, watched, sif):
+    folder = tmp_path / ("long" * 18 + " und grüße")
     folder.mkdir()
     agent = start(folder, watched.pid)
     run_sandbox(agent, sif)
