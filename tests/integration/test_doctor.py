@@ -117,7 +117,9 @@ def test_a_fuse_device_that_cannot_be_opened():
 
 
 def test_a_folder_that_is_small_and_noexec(tmp_path):
-    facts = seen("unshare", "--mount", before=f"mount -t tmpfs -o noexec,size=9m none {tmp_path}", alloc=str(tmp_path))
+    folder = str(tmp_path / "of grüße")
+    mount = f"mkdir {shlex.quote(folder)} && mount -t tmpfs -o noexec,size=9m none {shlex.quote(folder)}"
+    facts = seen("unshare", "--mount", before=mount, alloc=folder)
     found = bad(facts)
     assert facts.places["alloc"].type == "tmpfs"
     assert found["space.alloc"].severity == "blocks"

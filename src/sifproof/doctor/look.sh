@@ -103,6 +103,8 @@ for place in alloc tmp shm; do
     case $free in *[!0-9]* | '') continue ;; esac
     say "$place.free-kb" "$free"
     while read -r _ on type options _; do
+      # white space and backslashes stand there as octal numbers
+      case $on in *\\*) on=$(printf %b "$on") ;; esac
       [ "$on" != "$point" ] || printf '%s.type=%s\n%s.options=%s\n' "$place" "$type" "$place" "$options"
     done </proc/mounts
   done
