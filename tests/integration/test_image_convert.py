@@ -1,5 +1,7 @@
 """Real conversions of small images, and what can go wrong with them."""
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -223,6 +225,26 @@ def test_two_at_once_convert_once(make, tmp_path):
     assert sorted(m.reused for m in made) == [False, True]
     assert made[0].sha256 == made[1].sha256
     assert (tmp_path / "log").read_text().count("$ apptainer") == 1
+
+
+def test_two_machines_that_see_no_lock_of_each_other_end_with_one_sif(make, tmp_path, monkeypatch):
+    """The one that is late takes that of the other, which may run by then."""
+    monkeypatch.setattr(scratch, "is_locked", lambda _: False)
+    monkeypatch.setattr(scratch, "lock", lambda _: contextlib.nullcontext(0))
+    source = SOURCES["oci, raw"](tmp_path)
+    build, other = conversion._Conversion._build, []
+
+    def build_late(*arguments):
+        monkeypatch.setattr(conversion._Conversion, "_build", build)
+        other.append(make(source))
+        build(*arguments)
+
+    monkeypatch.setattr(conversion._Conversion, "_build", build_late)
+    late = make(source)
+    assert (other[0].reused, late.reused) == (False, True)
+    assert late.sha256 == other[0].sha256 == hashlib.sha256(Path(late.sif).read_bytes()).hexdigest()
+    assert make(source).reused
+    assert leftovers(tmp_path / "store", tmp_path / "memory") == []
 
 
 def test_damaged_layers_are_the_images_fault_and_nothing_is_lost(make, tmp_path):

@@ -112,16 +112,7 @@ def convert(
                 logger.info("The SIF of %s is in the store: %s", source, shelf.sif(key))
                 if not shelf.tree(key).exists():
                     conversion.list_again(rooms)
-                return found.model_copy(
-                    update={
-                        "source": str(source),
-                        "manifest_digest": identity.manifest_digest,
-                        "sif": str(shelf.sif(key)),
-                        "tree": str(listed) if (listed := shelf.tree(key)).exists() else "",
-                        "fallbacks": found.fallbacks + conversion.fallbacks,
-                        "reused": True,
-                    }
-                )
+                return conversion.reuse(found)
             if defect:
                 conversion.say(f"the SIF in the store was not used: {defect}")
             made = conversion.in_the_best_of(rooms, versions)
@@ -146,6 +137,20 @@ class _Conversion:
     def say(self, fallback: str) -> None:
         logger.warning("%s: %s", self.source, fallback)
         self.fallbacks.append(fallback)
+
+    def reuse(self, found: Provenance) -> Provenance:
+        """What there is to say of a SIF that is in the store already."""
+        listed = self.shelf.tree(self.key)
+        return found.model_copy(
+            update={
+                "source": str(self.source),
+                "manifest_digest": self.identity.manifest_digest,
+                "sif": str(self.shelf.sif(self.key)),
+                "tree": str(listed) if listed.exists() else "",
+                "fallbacks": found.fallbacks + self.fallbacks,
+                "reused": True,
+            }
+        )
 
     def in_the_best_of(self, rooms: list[Place], versions: dict[str, str]) -> Provenance:
         """Convert in the first of ``rooms`` that turns out to hold it."""
@@ -303,6 +308,10 @@ class _Conversion:
             image=self.identity.config,
             labels=sif.read_labels(made),
         )
+        # A machine whose locks are not seen here may have been faster, and its SIF may run by now.
+        faster, _ = self.shelf.find(self.key)
+        if faster is not None:
+            return self.reuse(faster)
         self.shelf.put(made, provenance, files)
         return provenance
 
