@@ -20,11 +20,11 @@ import pytest
 from sifproof import tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert as conversion
-from sifproof.image import scratch, sif
+from sifproof.image import scratch, sif, tree
 from sifproof.image.convert import convert
 from sifproof.image.digest import SourceDigest, digest
 from sifproof.image.provenance import ConversionSettings, Provenance
-from sifproof.image.source import parse
+from sifproof.image.source import host_architecture, parse
 
 SCRIPT = """
 import sys
@@ -125,6 +125,20 @@ def on_path(tmp_path, monkeypatch):
     return put
 
 
+def of_two_systems(path: Path, mark: str = "", *, deeper: int = 0, top: bool = False) -> Path:
+    """The sample for Linux, and an image for Windows before it and after it."""
+    linux = {"architecture": host_architecture(), "os": "linux"}
+    windows = linux | {"os": "windows"}
+    other = samples.image_of(path, "windows", windows) | {"platform": windows}
+    entries = [other, samples.image_of(path, mark, linux) | {"platform": linux}]
+    if top:
+        name = {"annotations": {"org.opencontainers.image.ref.name": "1"}}
+        return samples.layout_of(path, [entry | name for entry in entries])
+    for _ in range(deeper):
+        entries = [samples.index_of(path, entries)]
+    return samples.layout_of(path, [samples.index_of(path, [*entries, other])])
+
+
 SOURCES = {
     "docker-archive": lambda p: f"docker-archive:{samples.docker_archive(p / 'd.tar')}",
     "docker-archive, gzipped": lambda p: f"docker-archive:{samples.docker_archive(p / 'd.tgz', compression='gz')}",
@@ -136,6 +150,12 @@ SOURCES = {
     "oci, compressed": lambda p: f"oci:{samples.oci_layout(p / 'o', raw=False)}",
     "oci, one of two": lambda p: f"oci:{samples.oci_layout(p / 'o', tags=('a', 'b'))}:a",
     "oci, two processors": lambda p: f"oci:{samples.oci_layout(p / 'o', index=True)}",
+    "oci, two systems": lambda p: f"oci:{of_two_systems(p / 'o')}",
+    "oci, an index in indexes": lambda p: f"oci:{of_two_systems(p / 'o', deeper=3)}",
+    "oci, platforms at the top": lambda p: f"oci:{of_two_systems(p / 'o', top=True)}:1",
+    "oci-archive, two systems": lambda p: "oci-archive:{}".format(
+        samples.oci_archive(p / "o.tar", of_two_systems(p / "o"))
+    ),
     "oci-archive": lambda p: f"oci-archive:{samples.oci_archive(p / 'o.tar', samples.oci_layout(p / 'o'))}",
 }
 
@@ -191,6 +211,16 @@ def test_an_unchanged_image_is_not_converted_again_and_a_changed_one_is(make, tm
     assert not changed.reused
     assert changed.key != first.key
     assert Path(first.sif).exists()
+
+
+def test_a_changed_image_beside_an_unchanged_one_for_another_system_is_converted(make, tmp_path):
+    source = f"oci:{of_two_systems(tmp_path / 'o', 'one')}"
+    first = make(source)
+    of_two_systems(tmp_path / "o", "two")
+    second = make(source)
+    assert not second.reused
+    content = {made.key: tree.load(Path(made.tree)).tree["etc/mark"].sha256 for made in (first, second)}
+    assert content[second.key] == hashlib.sha256(b"two").hexdigest() != content[first.key]
 
 
 def test_a_spoilt_sif_in_the_store_is_converted_again_and_that_is_said(make, tmp_path):

@@ -136,6 +136,15 @@ def test_a_tag_that_stays_with_another_image_is_told(name, tmp_path, monkeypatch
     assert raised.value.fault is Fault.INFRASTRUCTURE
 
 
+def test_a_manifest_without_layers_is_the_images_fault_and_no_engine_takes_it(name, tmp_path):
+    archive = samples.docker_archive(tmp_path / "none.tar", mark="none", lacks_layers=True)
+    with pytest.raises(SifproofError, match="lists 0 layers, and its config names 2") as raised:
+        load_into_engine(parse(f"docker-archive:{archive}"), name)
+    assert raised.value.fault is Fault.IMAGE
+    with pytest.raises(subprocess.CalledProcessError):
+        docker("load", "--input", str(archive))
+
+
 def test_damaged_layers_are_the_images_fault(name, tmp_path):
     archive = samples.docker_archive(tmp_path / "bad.tar", damage=True)
     with pytest.raises(SifproofError, match="is damaged") as raised:

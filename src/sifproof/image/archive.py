@@ -23,6 +23,7 @@ from sifproof.image.tree import Listing, merge
 _REFERENCE_NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 # Manifests and configs are some kilobytes; a blob beyond this is none.
 _JSON_LIMIT = 16 * 1024 * 1024
+_SMALL = 256 * 1024
 ZSTD = b"\x28\xb5\x2f\xfd"
 _ALGORITHMS = {"sha256", "sha384", "sha512"}
 
@@ -172,7 +173,17 @@ class _Directory:
 class _Tar:
     def __init__(self, path: Path) -> None:
         self.tar = tarfile.open(path, "r:*")  # noqa: SIM115 (closed by __exit__)
-        self.members = {m.name.removeprefix("./"): m for m in self.tar}
+        self.members: dict[str, tarfile.TarInfo] = {}
+        self.small: dict[str, bytes] = {}
+        room = _JSON_LIMIT
+        for member in self.tar:
+            name = member.name.removeprefix("./")
+            self.members[name] = member
+            self.small.pop(name, None)
+            # In a compressed archive the way back leads through all of it again.
+            if member.isreg() and member.size <= min(_SMALL, room):
+                self.small[name] = self.open(name).read()
+                room -= member.size
 
     def __enter__(self) -> _Tar:
         return self
@@ -187,7 +198,7 @@ class _Tar:
         return stream
 
     def read(self, name: str) -> bytes:
-        return self.open(name).read(_JSON_LIMIT)
+        return self.small[name] if name in self.small else self.open(name).read(_JSON_LIMIT)
 
     def size(self, name: str) -> int:
         return self.members[name].size

@@ -194,6 +194,8 @@ class _Conversion:
                     files.replace(self.shelf.tree(self.key))
         except ToolFailure as failure:
             self.say(f"the files of the image were not listed: {failure.name} says: {failure.last_words}")
+        except OSError as error:
+            self.say(f"the files of the image were not listed: {error}")
 
     def _list(self, path: Path, reference: str, work: Path) -> Path | None:
         """Write down which files the image holds: it is at hand now, and may not be when the SIF is compared."""

@@ -113,7 +113,7 @@ class _Search:
                 continue
             if "manifests" in manifest:
                 self.walk(manifest["manifests"], depth + 1)
-            elif manifest["config"].get("mediaType") in _CONFIGS:
+            elif "config" in manifest and manifest["config"].get("mediaType") in _CONFIGS:
                 own = Platform.of_config(self.reader.config(digest, manifest))
                 told = marks if marks.architecture else own
                 self.found.append(Candidate(digest, told._replace(system=marks.system or own.system)))
