@@ -10,7 +10,9 @@ its port, processes and mounts. Prints the median of each phase over the rounds 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+import secrets
 import statistics
 import tempfile
 import threading
@@ -51,9 +53,15 @@ def one_round(agent: local.LocalAgent, sif: Path, number: int, folder: Path) -> 
     """Seconds of each phase."""
     seconds: dict[str, float] = {}
     job_id = f"lifecycle-{number}"
+    token = secrets.token_urlsafe()
     with agent.connect() as client:
         rendered = job.create_sandbox_job(
-            job_id, str(sif), port=pick_static_port(client, "dc1"), singularity_image=str(sif), userns=needs_userns()
+            job_id,
+            str(sif),
+            port=pick_static_port(client, "dc1"),
+            singularity_image=str(sif),
+            userns=needs_userns(),
+            token_sha256=[hashlib.sha256(token.encode()).hexdigest()],
         )
         begin = time.monotonic()
 
@@ -65,7 +73,7 @@ def one_round(agent: local.LocalAgent, sif: Path, number: int, folder: Path) -> 
         submit.submit(client, rendered)
         allocations = submit.wait_for_allocations(client, job_id, 1, 30, started=False)
         lap("submitted, placed, port known")
-        server = SandboxClient(allocations[0].url)
+        server = SandboxClient(allocations[0].url, token=token)
         pause = threading.Event()
         while True:
             try:

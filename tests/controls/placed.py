@@ -33,7 +33,6 @@ from sifproof.image.reference import build_reference_image
 from sifproof.nomad import local, teardown
 from sifproof.records import PlannedSandbox, Verdict, write_atomically
 from sifproof.run import Run, new_id
-from sifproof.sandbox import tokens
 
 SLOTS = 3
 TRIED: set[str] = set()
@@ -132,7 +131,7 @@ class House:
                         endpoints=endpoints,
                         job=job,
                         image=file,
-                        token=tokens.read(output),
+                        job_file=output,
                     )
                 )
                 if ready:

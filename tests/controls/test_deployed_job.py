@@ -13,8 +13,13 @@ from placed import SLOTS, red, verdicts
 from sifproof import stages
 from sifproof.image.provenance import Provenance
 
-EXPOSED = ["isolation.host.environment", "isolation.host.var-tmp"]
-"""What Apptainer lets in unasked, where commands are in bubblewrap."""
+EXPOSED = [
+    "isolation.host.environment",
+    "isolation.host.var-tmp",
+    "isolation.host.strangers",
+    "isolation.slot.server",
+]
+"""What Apptainer lets in unasked, where commands are in bubblewrap, and whom a server does that has no token."""
 BY_PLACE = {"isolation.host.home", "isolation.host.workdir"}
 """And these, where they do not lie below the `/tmp` that bubblewrap covers."""
 

@@ -134,7 +134,7 @@ def test_what_a_slot_keeps_is_there_before_another_looks_for_it(house):
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_defect_of_the_server(house, name):
-    settings = {"binds": [f"{HERE}:/planted:ro"], "command": ["python3", "/planted/defects", name]}
+    settings = {"binds": [f"{HERE}:/planted:ro"], "command": ["python3", "/planted/defects", name], "tokens": True}
     with house.sandbox(name, policy=POLICY, **settings) as server:
         found = looked_at(server, {check.partition(".")[0] for check in SERVERS[name]})
     assert red(found) == set(SERVERS[name]), messages(found)

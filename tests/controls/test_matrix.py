@@ -3,6 +3,7 @@
 import defects
 import matrix
 import test_bash_files_defects
+import test_isolation_access_defects
 import test_isolation_slot_defects
 import test_resilience_defects
 
@@ -25,7 +26,8 @@ def test_every_control_is_of_checks_that_there_are():
 def test_every_defect_of_the_server_that_takes_a_node_is_tried_on_one():
     """The others all are in ``test_server_defects.py``."""
     slots, resilience = test_isolation_slot_defects.SERVERS, test_resilience_defects.SERVERS
-    tried = {*test_bash_files_defects.DEFECTS, *slots, *resilience, "ignores-sigterm"}
+    access = test_isolation_access_defects.SERVERS
+    tried = {*test_bash_files_defects.DEFECTS, *access, *slots, *resilience, "ignores-sigterm"}
     assert tried == {name for name, defect in defects.load().items() if defect.nomad}
 
 

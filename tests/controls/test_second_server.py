@@ -11,7 +11,8 @@ SERVER = Path(__file__).parents[1] / "second_server"
 
 def test_a_server_of_somebody_else_passes_every_check_of_what_it_has(house):
     """All suites, on the same image: only the server differs."""
-    with house.sandbox("second", binds=[f"{SERVER}:/second:ro"], command=["python3", "/second/server.py"]) as server:
+    settings = {"binds": [f"{SERVER}:/second:ro"], "command": ["python3", "/second/server.py"]}
+    with house.sandbox("second", tokens=True, **settings) as server:
         found = verdicts(server, config.SUITES)
     others = [f"{v.verdict} {check}: {v.message}" for check, v in found.items() if v.verdict != "pass"]
     stateful = "bubblewrap.require-stateful-sandbox: the server has no tool `bash_stateful`, which is optional"

@@ -85,6 +85,17 @@ def test_each_driver_has_its_kind_of_port(accepted):
     assert networks["docker"].keys() == {"DynamicPorts"}
 
 
+def test_nothing_that_a_run_leaves_has_its_tokens_but_their_own_files(accepted, checkout):
+    kept = {path: path.read_bytes() for path in (accepted.folder / "tokens").iterdir()}
+    assert {path.name for path in kept} == set(DRIVERS)
+    assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
+    others = [path for path in (*accepted.folder.rglob("*"), *checkout.results.glob("*")) if path.is_file()]
+    assert [
+        path for path in others if path not in kept and any(one in path.read_bytes() for one in kept.values())
+    ] == []
+    assert not any(one.decode() in accepted.output for one in kept.values())
+
+
 def test_plain_snakemake_without_a_docker_engine_leaves_docker_out(accepted, checkout):
     before = checkout.reports()
     outcome = checkout.snakemake("--cores", "4", "--config", FEW, **DEAD_ENGINE)

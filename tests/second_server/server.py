@@ -7,6 +7,7 @@ import argparse
 import base64
 import contextlib
 import hashlib
+import hmac
 import io
 import json
 import mimetypes
@@ -392,10 +393,23 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(400, {"success": False, "error": str(error.strerror)})
         return self.answer(200, content)
 
+    def is_known(self):
+        """Whether the client has a token of the server's, or the server none."""
+        hashes = self.server.hashes
+        kind, _, token = (self.headers.get("Authorization") or "").partition(" ")
+        seen = hashlib.sha256(token.strip().encode("latin-1", "replace")).hexdigest()
+        return not hashes or (kind.lower() == "bearer" and any(hmac.compare_digest(seen, one) for one in hashes))
+
     def do_GET(self):
-        self.answered_by(self.server.sandbox.gets, self.server.sandbox.posts)
+        if not self.is_known():
+            if self.path == "/health":
+                return self.answer(200, {"status": "ok"})
+            return self.answer(401, {"success": False, "error": "who are you?"})
+        return self.answered_by(self.server.sandbox.gets, self.server.sandbox.posts)
 
     def do_POST(self):
+        if not self.is_known():
+            return self.answer(401, {"success": False, "error": "who are you?"})
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             return self.answer(411, {"success": False, "error": "a length is expected"})
@@ -431,8 +445,10 @@ def main():
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--slots", type=int, default=10)
     parser.add_argument("--data-dir", type=Path, default=Path("/data"))
+    parser.add_argument("--token-sha256", nargs="+", action="extend", default=[])
     options = parser.parse_args()
     listener = Listener((options.host, options.port), Handler)
+    listener.hashes = options.token_sha256
     listener.sandbox = Server(options.slots, options.data_dir)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=listener.shutdown).start())
     with contextlib.suppress(KeyboardInterrupt):

@@ -9,18 +9,17 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sifproof.checks.health import answers
 from sifproof.checks.persistence import SLOTS_LOOKED_AT, Kept, looked_at, lost, write_files
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
 from sifproof.checks.server import Server, nonce
 from sifproof.checks.suite import server_of
+from sifproof.checks.twins import second_job, start
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import second, signals, traces, twin
 from sifproof.nomad.allocations import Allocation, get_job_allocations, parse_allocation
 from sifproof.nomad.client import NotFoundError
-from sifproof.nomad.deployed_job import port_label_of, ports, task_of
 from sifproof.nomad.probe import ProbeError
 from sifproof.nomad.restart import last_start_ns, wait_started_again
 from sifproof.nomad.submit import failure_of, last_words, wait_for_allocations
@@ -55,27 +54,12 @@ _BACK_S = 60.0
 _MIB = 1 << 20
 
 
-def _start(server: Server, job: dict[str, object], keep: contextlib.ExitStack) -> Server:
-    """The server of the twin ``job``, ready; it ends with ``keep``."""
-    placed = server.placed
-    try:
-        allocation = keep.enter_context(twin.running(placed.nomad, job, placed.settings.nomad.placed_within_s))
-        there = server_of(dataclasses.replace(placed, allocation=allocation, job=job))
-        there.keep = keep
-        answered = answers(there)
-    except SifproofError as error:
-        raise NotMeasured(f"a second sandbox of this kind, to be harmed, did not start: {error}") from None
-    if not answered.passed:
-        raise NotMeasured(f"a second sandbox of this kind, to be harmed, did not answer: {answered.saw}")
-    return there
-
-
 def _twin(server: Server) -> Server:
     """The twin that is killed and stopped."""
     placed = server.placed
-    job = _second_job(server, node_id=placed.allocation.node_id)
+    job = second_job(server, node_id=placed.allocation.node_id)
     twin.let_nomad_check(job)
-    return server.share("twin", lambda: _start(server, job, _kept(server)))
+    return server.share("twin", lambda: start(server, job, _kept(server)))
 
 
 def _kept(server: Server) -> contextlib.ExitStack:
@@ -91,22 +75,6 @@ def _second(server: Server) -> second.SecondClient:
     placed = server.placed
     home = Path(placed.cluster.directory)
     return server.share("second", lambda: server.keep.enter_context(second.started(placed.nomad, home)))
-
-
-def _port_inside(server: Server) -> int:
-    """The port that the server listens on, as its container sees it."""
-    job = server.placed.job
-    group, label = job["Job"]["TaskGroups"][0], port_label_of(job)
-    inside = [port.get("To") for _, _, port in ports(group, task_of(job)) if port.get("Label") == label]
-    return int(next(filter(None, inside), server.placed.allocation.port))
-
-
-def _second_job(server: Server, **options: Any) -> dict[str, Any]:
-    """The job of a twin of the sandbox; not applicable where there can be none."""
-    try:
-        return twin.create_twin(server.placed.job, **options)
-    except twin.NoTwinError as error:
-        raise NotApplicable(str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +93,7 @@ def _kill(server: Server) -> Killed:
     files = write_files(there)
     begin = time.monotonic()
     try:
-        killed = signals.kill_server(placed.node, placed.allocation.id, _port_inside(there))
+        killed = signals.kill_server(placed.node, placed.allocation.id, there.placed.port_inside)
     except ProbeError as error:
         raise NotMeasured(f"the server could not be killed: {error}") from None
     if not killed:
@@ -137,7 +105,7 @@ def _kill(server: Server) -> Killed:
         if not answered.passed:
             lost = expect(False, f"{answered.saw} {error}")
             return Killed(there, files, dataclasses.replace(lost, fault=error.fault))
-        if not set(signals.find_server(placed.node, placed.allocation.id, _port_inside(there))) - set(killed):
+        if not set(signals.find_server(placed.node, placed.allocation.id, there.placed.port_inside)) - set(killed):
             raise
         after, how = placed.allocation, "; its own supervisor started it again, and Nomad did not have to"
     if (after.address, after.port) != (placed.allocation.address, placed.allocation.port):
@@ -201,7 +169,7 @@ def stopped(server: Server) -> Finding:
     there = _twin(server)
     placed = there.placed
     probe = there.client.clone(timeout_s=_ANSWERS_S, grace_s=0)
-    place = (placed.node, placed.allocation.id, _port_inside(there))
+    place = (placed.node, placed.allocation.id, there.placed.port_inside)
     try:
         if checked := _checked_otherwise(there, "success"):
             raise NotMeasured(f"Nomad's own check of `/health` does not pass on a server that answers: {checked}")
@@ -272,7 +240,7 @@ def port_taken(server: Server) -> Finding:
     placed = server.placed
     nomad, port = placed.nomad, placed.allocation.port
     # A server that Nomad knows of, on a port of which it does not: that of the sandbox itself.
-    job = _second_job(server, node_id=placed.allocation.node_id, restarts=False)
+    job = second_job(server, node_id=placed.allocation.node_id, restarts=False)
     try:
         twin.listen_on(job, port)
     except twin.NoTwinError as error:
@@ -355,11 +323,11 @@ def _shares(there: Server) -> bool:
 )
 def disk_full(server: Server) -> Finding:
     placed = server.placed
-    job = _second_job(server, node_id=placed.allocation.node_id)
+    job = second_job(server, node_id=placed.allocation.node_id)
     twin.give_small_disk(job)
     _kept(server).close()
     with contextlib.ExitStack() as keep:
-        return _filled(_start(server, job, keep))
+        return _filled(start(server, job, keep))
 
 
 def _filled(there: Server) -> Finding:
@@ -420,7 +388,7 @@ def agent(server: Server) -> Finding:
             client.wait_ready()
         except SifproofError as error:
             raise NotMeasured(f"there is no agent to be killed: {error}") from None
-        there = _start(server, _second_job(server, datacenter=client.datacenter), keep)
+        there = start(server, second_job(server, datacenter=client.datacenter), keep)
         files = write_files(there)
         held = keep.enter_context(_held(there.placed.allocation.id))
         client.kill()

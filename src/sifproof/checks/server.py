@@ -16,7 +16,9 @@ from sifproof.checks.registry import NotApplicable, NotMeasured
 from sifproof.cluster import Cluster, Endpoints
 from sifproof.nomad.allocations import Allocation
 from sifproof.nomad.client import Client
+from sifproof.nomad.deployed_job import port_label_of, ports, task_of
 from sifproof.nomad.probe import Node
+from sifproof.sandbox import tokens
 from sifproof.sandbox.client import Result, SandboxClient
 
 T = TypeVar("T")
@@ -37,8 +39,20 @@ class Placement:
     """As it was submitted: ``{"Job": {…}}``."""
     image: Path
     """The file that conversion or loading wrote: provenance, or the image in the Docker engine."""
-    token: str | None = field(default=None, repr=False)
-    """What the job's servers ask of their clients, where they do."""
+    job_file: Path | None = None
+    """Where the job was rendered to: its token lies beside it."""
+
+    @cached_property
+    def token(self) -> str | None:
+        """What the job's servers ask of their clients, where they do."""
+        return tokens.read(self.job_file) if self.job_file else None
+
+    @property
+    def port_inside(self) -> int:
+        """The port that its server listens on, as its container sees it."""
+        group, label = self.job["Job"]["TaskGroups"][0], port_label_of(self.job)
+        inside = [port.get("To") for _, _, port in ports(group, task_of(self.job)) if port.get("Label") == label]
+        return int(next(filter(None, inside), self.allocation.port))
 
     @cached_property
     def node(self) -> Node:

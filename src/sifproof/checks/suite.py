@@ -18,7 +18,6 @@ from sifproof.nomad import deployed_job, teardown
 from sifproof.nomad.allocations import Allocation, parse_allocation
 from sifproof.nomad.submit import check_alive
 from sifproof.records import PlannedSandbox, Verdict
-from sifproof.sandbox import tokens
 from sifproof.sandbox.client import SandboxClient
 
 Path = str | os.PathLike[str]
@@ -49,7 +48,6 @@ def run_suite(
         found = stages.read(endpoints, Endpoints)
         cluster = stages.read(nomad, Cluster)
         rendered = stages.read_document(job)
-        token = tokens.read(pathlib.Path(job))
         client = cluster.connect(settings.nomad)
     except SifproofError as error:
         yield from run_checks(checks, None, context, blocked=str(error))
@@ -67,7 +65,7 @@ def run_suite(
             endpoints=found,
             job=rendered,
             image=pathlib.Path(image),
-            token=token,
+            job_file=pathlib.Path(job),
         )
         server = server_of(placement)
         there = context.at(allocation.node_name, allocation.id)

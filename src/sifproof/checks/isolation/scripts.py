@@ -459,45 +459,74 @@ def clear(hex: str, folders: Iterable[str], roots: Iterable[str]) -> str:
     return _with({"hex": hex, "folders": "\n".join(dict.fromkeys(folders)), "roots": "\n".join(roots)}, _CLEAR)
 
 
-_ASK = r"""
-LC_ALL=C
+# Requests over HTTP, by whatever program an image or a node has for it; `authorization` is the header of that name.
+_WAYS = r"""
+export LC_ALL=C
 say() { printf '%s\t%s\n' "$1" "$2"; }
 carriage=$(printf '\r')
+authorization=
+in_url() { # a host
+    case $1 in *:*) printf '[%s]' "$1" ;; *) printf %s "$1" ;; esac
+}
 by_bash() { # method scheme host port path body
     [ "$2" = http ] || return 1
     timeout 3 bash -c 'exec 3<> "/dev/tcp/$1/$2" && printf %s "$3" >&3 && head -c 2000 <&3' - "$3" "$4" \
         "$1 $5 HTTP/1.0$carriage
-Host: $3:$4$carriage
+Host: $(in_url "$3"):$4$carriage
 Content-Type: application/json$carriage
-Content-Length: ${#6}$carriage
+${authorization:+Authorization: $authorization$carriage
+}Content-Length: ${#6}$carriage
 $carriage
 $6"
 }
 by_python3() {
-    timeout 5 python3 -c '
-import http.client, ssl, sys
+    authorization=$authorization timeout 5 python3 -c '
+import http.client, os, ssl, sys
 method, scheme, host, port, path, body = sys.argv[1:]
 kind = http.client.HTTPConnection
 more = {}
 if scheme == "https":
     kind, more = http.client.HTTPSConnection, {"context": ssl._create_unverified_context()}
+headers = {"Content-Type": "application/json"}
+if os.environ["authorization"]:
+    headers["Authorization"] = os.environ["authorization"]
 connection = kind(host, int(port), timeout=3, **more)
-connection.request(method, path, body.encode(), {"Content-Type": "application/json"})
+connection.request(method, path, body.encode(), headers)
 answer = connection.getresponse()
 print("HTTP/1.1", answer.status, answer.reason)
+print(answer.read(2000).decode("latin-1"))
 ' "$@"
 }
-by_curl() { curl -qgksS -i -m 3 -X "$1" -H 'Content-Type: application/json' --data-binary "$6" "$2://$3:$4$5"; }
+by_curl() {
+    curl -qgksS -i -m 3 --noproxy '*' -X "$1" -H 'Content-Type: application/json' \
+        ${authorization:+-H} ${authorization:+"Authorization: $authorization"} --data-binary "$6" \
+        "$2://$(in_url "$3"):$4$5"
+}
 by_wget() { # of the options that busybox knows too
     case $1 in POST) set -- "$@" "--post-data=$6" ;; esac
-    timeout 5 wget -S -O /dev/null -T 3 ${7:+"$7"} --header='Content-Type: application/json' --no-check-certificate \
-        "$2://$3:$4$5" 2>&1 | sed -n 's|.*\(HTTP/1\.[01] [0-9][0-9][0-9].*\)|\1|p'
+    timeout 5 wget -S -O /dev/null -T 3 ${7:+"$7"} --header='Content-Type: application/json' \
+        ${authorization:+"--header=Authorization: $authorization"} --no-check-certificate \
+        "$2://$(in_url "$3"):$4$5" 2>&1 | sed -n 's|.*\(HTTP/1\.[01] [0-9][0-9][0-9].*\)|\1|p'
 }
 by_nc() {
     [ "$2" = http ] || return 1
-    printf '%s %s HTTP/1.0\r\nHost: %s:%s\r\nContent-Length: %s\r\n\r\n%s' "$1" "$5" "$3" "$4" "${#6}" "$6" \
-        | timeout 3 nc "$3" "$4"
+    printf '%s %s HTTP/1.0\r\nHost: %s:%s\r\nContent-Length: %s\r\n%s\r\n%s' "$1" "$5" "$(in_url "$3")" "$4" "${#6}" \
+        "${authorization:+Authorization: $authorization$carriage
+}" "$6" | timeout 3 nc "$3" "$4"
 }
+# Docker's bridge has the node at the gateway.
+gateways() {
+    while read -r _ destination gateway _; do
+        if [ "$destination" = 00000000 ] && [ "$gateway" != 00000000 ]; then
+            d=${gateway%??????} rest=${gateway#??}
+            c=${rest%????} rest=${rest#??}
+            echo "$((0x${rest#??})).$((0x${rest%??})).$((0x$c)).$((0x$d))"
+        fi
+    done < /proc/net/route
+}
+"""
+
+_ASK = r"""
 works() { # a host and a port where somebody certainly answers: a tool by which he can be reached is a way to ask
     for tool in bash python3 curl wget nc; do
         case "$tool $schemes" in bash*https* | nc*https*) continue ;; esac
@@ -531,18 +560,13 @@ say tools "$tools"
 say way "$way"
 ask() { # address method path body
     address=${1#*://}
-    answer=$(by_$way "$2" "${1%%://*}" "${address%:*}" "${address##*:}" "$3" "$4" 2>/dev/null | head -n 1)
+    host=${address%:*} host=${host#[} host=${host%]}
+    answer=$(by_$way "$2" "${1%%://*}" "$host" "${address##*:}" "$3" "$4" 2>/dev/null | head -n 1)
     say answer "$1 $2 $3 ${answer%"$carriage"}"
 }
-# Docker's bridge has the node at the gateway.
-while read -r _ destination gateway _; do
-    if [ "$destination" = 00000000 ] && [ "$gateway" != 00000000 ]; then
-        d=${gateway%??????} rest=${gateway#??}
-        c=${rest%????} rest=${rest#??}
-        address=$((0x${rest#??})).$((0x${rest%??})).$((0x$c)).$((0x$d))
-        case $at_gateway in ?*) targets="$targets ${at_gateway%%GATEWAY*}$address${at_gateway##*GATEWAY}" ;; esac
-    fi
-done < /proc/net/route
+for address in $(gateways); do
+    case $at_gateway in ?*) targets="$targets ${at_gateway%%GATEWAY*}$address${at_gateway##*GATEWAY}" ;; esac
+done
 if [ "$way" ]; then
     for target in $targets; do
         for path in /v1/jobs /v1/nodes /v1/agent/self; do ask "$target" GET "$path" ''; done
@@ -569,4 +593,147 @@ def ask(*, own_host: str, own_port: int, targets: Iterable[str], gateway: str, j
         "plan": plan,
         "tools": "",
     }
-    return _with(values, _ASK)
+    return _with(values, _WAYS + _ASK)
+
+
+_ADDRESSES = r"""
+own_addresses() { # of this network but the loopback, as the kernel has them in its tables
+    address=
+    while read -r kind what more; do
+        case "$kind $what $more" in
+            '|-- '* | '+-- '*) address=$what ;;
+            '/32 host LOCAL'*) [ "$address" = 127.0.0.1 ] || echo "$address" ;;
+        esac
+    done < /proc/net/fib_trie
+    while read -r rest _ _ _ _ device; do
+        address=
+        scope=
+        case $rest in
+            00000000000000000000000000000001) continue ;;
+            fe80*) scope=%$device ;;
+        esac
+        while [ "$rest" ]; do
+            address=$address:${rest%"${rest#????}"}
+            rest=${rest#????}
+        done
+        echo "${address#:}$scope"
+    done < /proc/net/if_inet6
+} 2>/dev/null
+"""
+
+ADDRESSES = 8
+"""So many addresses of a network are tried at most, beside those that are known."""
+
+_USE = r"""
+attempt() { # tool host port path body
+    tries=$((tries + 1)) body=$5
+    case $body in *@NEW@*) body=${body%%@NEW@*}$new.$tries${body#*@NEW@} ;; esac
+    answer=$(by_$1 POST http "$2" "$3" "$4" "$body" 2>&1 < /dev/null)
+    say tried "$tries $1 $2 $3 $4 $(printf %s "$answer" | tr '\n\r\t' '   ' | cut -c 1-1200)"
+}
+reach() { # host port
+    case $reached in *" $1,$2 "*) return ;; esac
+    reached="$reached $1,$2 "
+    for tool in $tools; do
+        attempt "$tool" "$1" "$2" /execute "$first"
+        case $answer in
+            HTTP/*) way=${way:-$tool $1 $2} ;;
+            # The kernel's word, or none: the next would get it too. Else the program may be at fault.
+            '' | *[Rr]efused* | *unreachable*) break ;;
+        esac
+    done
+}
+say user "$(id -u)"
+tools= tries=0 reached= way=
+for tool in bash python3 curl nc wget; do
+    if command -v "$tool" > /dev/null; then tools="$tools $tool"; fi
+    if [ "$tools" ] && [ "$few" ]; then break; fi
+done
+say tools "$tools"
+for target in $targets; do reach "${target%,*}" "${target##*,}"; done
+if [ "$gateway_port" ]; then
+    for address in $(gateways); do reach "$address" "$gateway_port"; done
+fi
+if [ "$own_port" ]; then
+    for address in $(own_addresses | sort -u | head -n "$most"); do reach "$address" "$own_port"; done
+fi
+say way "$way"
+if [ "$way" ]; then
+    while read -r path body; do
+        if [ "$path" ]; then attempt $way "$path" "$body"; fi
+    done << END
+$others
+END
+    if [ ! "$few" ]; then
+        authorization='Bearer sifproof'
+        attempt $way /execute "$first"
+    fi
+fi
+while read -r file; do
+    if [ -r "$file" ]; then say token "$file"; fi
+done << END
+$token_files
+END
+say end ''
+"""
+
+
+def use(
+    *,
+    targets: Iterable[tuple[str, int]],
+    own_port: int | None,
+    gateway_port: int | None,
+    first: str,
+    others: Iterable[tuple[str, str]],
+    new: str,
+    few: bool = False,
+    token_files: Iterable[str] = (),
+) -> str:
+    """What asks a server to work, without a token, by every way that there is to it.
+
+    ``targets`` are hosts and ports; ``own_port`` is tried at the addresses of the network that the script runs in,
+    ``gateway_port`` at its gateway. ``first``, a body of ``/execute``, is sent to each by each program; ``others``,
+    paths and bodies, to one that answered. ``@NEW@`` in them stands for a name that begins with ``new`` and ends with
+    the number of the attempt. ``few``: by one program alone. It tells which of ``token_files`` can be read.
+    """
+    values = {
+        "targets": " ".join(f"{host},{port}" for host, port in targets),
+        "own_port": str(own_port or ""),
+        "gateway_port": str(gateway_port or ""),
+        "first": first,
+        "others": "\n".join(f"{path} {body}" for path, body in others),
+        "new": new,
+        "few": "few" if few else "",
+        "most": str(ADDRESSES),
+        "token_files": "\n".join(token_files),
+    }
+    return _with(values, _WAYS + _ADDRESSES + _USE)
+
+
+def list_addresses() -> str:
+    """What lists the addresses of the network that it runs in."""
+    return _ADDRESSES + "own_addresses\n"
+
+
+def send(tool: str, host: str, port: str, path: str, body: str) -> str:
+    """What sends one request, by a program of which :func:`use` told that it reaches the server."""
+    request = " ".join(quote(word) for word in (host, port, path, body))
+    return f"{_WAYS}by_{tool} POST http {request} 2>&1 < /dev/null\n:\n"
+
+
+_AS_NOBODY = r"""
+cd /
+if [ "$(id -u)" = 0 ]; then
+    if setpriv --reuid=65534 --regid=65534 --clear-groups true 2>/dev/null; then
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups /bin/sh -c "$script"
+    elif su -s /bin/sh nobody -c true 2>/dev/null; then
+        exec su -s /bin/sh nobody -c "$script"
+    fi
+fi
+exec /bin/sh -c "$script"
+"""
+
+
+def as_nobody(script: str) -> str:
+    """What runs ``script`` as another user than its own, where that is root; an ordinary one can't become another."""
+    return _with({"script": script}, _AS_NOBODY)
