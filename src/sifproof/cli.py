@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sifproof import __version__, run, snakemake
+from sifproof import command as this_command
 from sifproof.errors import Fault, SifproofError
 from sifproof.exit_codes import guarded
 from sifproof.report import gate
@@ -101,6 +102,7 @@ def _run(arguments: Sequence[str]) -> int:
     results = given.directory / "results"
     this = run.Run(os.environ.get(run.RUN_VARIABLE) or run.new_id(), results)
     environ = {**os.environ, run.RUN_VARIABLE: this.id}
+    environ[this_command.VARIABLE] = this_command.this(["run", *arguments])
     environ.pop(run.PID_VARIABLE, None)
     run.inherit_library(environ)
     _give_a_cache(environ, given.directory)

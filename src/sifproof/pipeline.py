@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sifproof import config, run
+from sifproof import command, config, run
 from sifproof.errors import SifproofError
 from sifproof.records import Plan
 from sifproof.report.write import FOLDER, REPORTS
@@ -82,6 +82,8 @@ def begin(
     plain sentence where it is wrong.
     """
     run.inherit_library(os.environ)
+    if run.PID_VARIABLE not in os.environ:
+        os.environ.setdefault(command.VARIABLE, command.this(sys.argv[1:]))
     origin = config.Origin([_short(file) for file in files], given or {})
     try:
         return Flow(run.current(), checked(mapping, origin))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sifproof import __version__, config, tools
+from sifproof import __version__, command, config, tools
 from sifproof.checks import policy
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import engine, source
@@ -70,6 +70,7 @@ def make_plan(settings: config.Settings, run: Run) -> Plan:
         nomad_address=address,
         nomad_version=version or used["nomad"].version,
         nomad_local=not address,
+        command=command.current(),
         tools={name: f"{tool.version} ({tool.origin})" for name, tool in used.items()},
         sandboxes=sandboxes,
     )
@@ -116,7 +117,8 @@ def _look_at_cluster(settings: config.Settings, run: Run) -> tuple[str, str, dic
             error = SifproofError(
                 "No Docker engine answers",
                 why="the docker sandboxes need one on this machine",
-                todo="start one, set DOCKER_HOST, or, as root, run `make run DOCKER=yes`",
+                todo="start one, set DOCKER_HOST, or, as root, run "
+                f"`{command.by_make(command.current(), 'DOCKER=yes')}`",
             )
             why_not = dict.fromkeys(docker, error)
         return "", "", why_not

@@ -145,6 +145,7 @@ class Plan(BaseModel):
     nomad_address: str
     nomad_version: str
     nomad_local: bool = Field(description="whether the run started the agent itself")
+    command: str = Field(default="sifproof run", description="the run's command, as a shell takes it")
     tools: dict[str, str] = Field(default_factory=dict, description="version and origin of each tool by name")
     sandboxes: list[PlannedSandbox]
 

@@ -1,7 +1,9 @@
 """Runs of the gate side by side in one checkout: each ends with its own verdict, and takes nothing from the other."""
 
+import json
+
 import pytest
-from checkout import DEAD_ENGINE, SINGULARITY
+from checkout import DEAD_ENGINE, SINGULARITY, Started
 
 from sifproof.report.write import REPORTS
 
@@ -41,3 +43,23 @@ def test_an_id_that_there_was(checkout, arguments):
     outcome = checkout.gate(*SINGULARITY, *arguments, SIFPROOF_RUN="taken", **DEAD_ENGINE)
     assert outcome.exit_code == 2, outcome
     assert "SIFPROOF_RUN=taken is the id of a run that there was" in outcome.output
+
+
+def test_what_a_report_says_runs_it_again(checkout):
+    # An image whose server does not start.
+    file = checkout.root / "it's mine.yaml"
+    file.write_text("sandboxes: {mine: {driver: singularity, command: [python3, /app/no server.py]}}\n")
+    first = checkout.gate("--configfile", file.name, "--config", "suites=health", **DEAD_ENGINE)
+    assert first.exit_code == 1, first
+    told = first.output.partition("run again: ")[2].partition("\n")[0]
+    assert told == first.verdict["command"]
+    again = Started(checkout, ["sh", "-c", told], checkout.environment(**DEAD_ENGINE))
+    try:
+        second = again.wait()
+    finally:
+        again.end()
+    assert second.exit_code == 1, second
+    same = [json.loads((one.folder / "plan.json").read_text())["sandboxes"] for one in (first, second)]
+    for sandbox in (sandbox for several in same for sandbox in several):
+        del sandbox["job_id"]
+    assert same[0] == same[1]

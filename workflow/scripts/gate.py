@@ -16,7 +16,9 @@ stages.log_to(snakemake.log[0])
 kept = Path(snakemake.input.verdict).parent
 decision = read_verdict(kept, run.id)
 # Another run may have put its own reports there meanwhile.
-print_closing(decision, (run.results if is_published(kept, run.results) else kept) / "report.html")
+print_closing(
+    decision, (run.results if is_published(kept, run.results) else kept) / "report.html", command=decision.command
+)
 gate.write(run, decision.verdict, decision.exit_code)
 if decision.exit_code:
     sys.exit(decision.exit_code)

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from sifproof import config, tools
+from sifproof import command, config, tools
 from sifproof.doctor.facts import OK, Facts, Listener, Place, Program, in_time
 from sifproof.nomad.preflight import NOMAD_DRIVER, Driver
 from sifproof.report.escaping import one_line
@@ -483,7 +483,8 @@ def _writable_groups(case: Case) -> str:
             "  # in a container, have who runs it hand them on"
         )
     if case.builds:
-        return "sudo -E make run  # Nomad makes no groups for other users than root"
+        again = command.by_make(command.current())
+        return f"sudo -E {again}  # Nomad makes no groups for other users than root"
     unit = "/etc/systemd/system/nomad.service.d"
     return (
         f"mkdir -p {unit} && printf '[Service]\\nUser=root\\nDelegate=yes\\n' > {unit}/cgroups.conf"

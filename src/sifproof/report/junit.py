@@ -28,10 +28,11 @@ class _Case(TestCase):
     file = Attr()
 
 
-def render(checks: pd.DataFrame, decision: Decision, run: str, started: str = "") -> str:
+def render(checks: pd.DataFrame, decision: Decision, run: str, started: str = "", *, command: str = "") -> str:
     """The JUnit XML of a run: one suite per sandbox and suite of ``checks``, and one for the gate's own reasons.
 
-    ``checks`` is a :func:`~sifproof.report.tables.checks_table`; ``started`` is UTC, ISO 8601.
+    ``checks`` is a :func:`~sifproof.report.tables.checks_table`; ``started`` is UTC, ISO 8601;
+    ``command`` runs it again.
     """
     suites = []
     left_out = {sandbox.name for sandbox in decision.sandboxes if sandbox.verdict == "not-measured"}
@@ -48,6 +49,7 @@ def render(checks: pd.DataFrame, decision: Decision, run: str, started: str = ""
                 counted=sandbox not in left_out,
                 blamed=blamed.get((row.sandbox, row.allocation, row.check)),
                 advisory=advisory.get((row.sandbox, row.check), ""),
+                command=command,
             )
             for row in rows(group)
         ]
@@ -64,7 +66,7 @@ def render(checks: pd.DataFrame, decision: Decision, run: str, started: str = ""
     # What no check stands for must be red here too.
     others = [reason for reason in decision.reasons if not reason.check]
     if others:
-        suites.append(_suite("gate", [_reason_case(number, r) for number, r in enumerate(others, 1)], started))
+        suites.append(_suite("gate", [_reason_case(number, r, command) for number, r in enumerate(others, 1)], started))
     report: Any = JUnitXml(xml_text(f"sifproof {run}"))
     for made in suites:
         report.append(made)
@@ -110,15 +112,17 @@ def _off_case(term: OffTerm) -> TestCase:
     return case
 
 
-def _case(suite: str, row: Any, *, several: bool, counted: bool, blamed: Fault | None, advisory: str) -> TestCase:
+def _case(
+    suite: str, row: Any, *, several: bool, counted: bool, blamed: Fault | None, advisory: str, command: str
+) -> TestCase:
     case = _new(suite, f"{row.check} [{row.allocation[:8] or '-'}]" if several else row.check, row.duration_s)
     if row.check != LEFT_OUT:
         case.file = xml_text(f"src/sifproof/checks/{row.suite}.py")
     required = row.required and counted
     if row.verdict in FAILED and required:
-        case.result = [_result(Failure if blamed is Fault.IMAGE else Error, row)]
+        case.result = [_result(Failure if blamed is Fault.IMAGE else Error, row, command)]
     elif row.verdict == "not-measured" and required:
-        case.result = [_result(Error, row)]
+        case.result = [_result(Error, row, command)]
     elif row.verdict not in FINE:
         reason = row.verdict if row.required else f"{row.verdict}, not required{advisory and f' ({advisory})'}"
         message = f"{reason}: {row.message}" if row.message else reason
@@ -129,21 +133,27 @@ def _case(suite: str, row: Any, *, several: bool, counted: bool, blamed: Fault |
     return case
 
 
-def _result(kind: type[FinalResult], row: Any) -> FinalResult:
+def _result(kind: type[FinalResult], row: Any, command: str) -> FinalResult:
     result = kind(one_line(xml_text(row.message), 300) or row.verdict, row.verdict)
     lines = [row.message] if row.message else []
     if not pd.isna(row.value):
         limit = "" if pd.isna(row.limit) else f", limit: {row.limit:g} {row.unit}"
         lines.append(f"value: {row.value:g} {row.unit}{limit}")
     lines.append(f"driver: {row.driver}, node: {row.node or '-'}, allocation: {row.allocation or '-'}")
-    result.text = xml_text("\n".join(lines))
+    result.text = xml_text("\n".join([*lines, *_again(command)]))
     return result
 
 
-def _reason_case(number: int, reason: Reason) -> TestCase:
+def _again(command: str) -> list[str]:
+    return [f"run again: {command}"] if command else []
+
+
+def _reason_case(number: int, reason: Reason, command: str) -> TestCase:
     case = _new(f"{reason.sandbox or 'run'}.gate", f"{number} {reason.fault.value}", 0.0)
     error = Error(one_line(xml_text(reason.text), 300), reason.fault.value)
-    error.text = xml_text("\n".join(filter(None, [reason.text, reason.todo, *map(str, reason.doctor)])))
+    error.text = xml_text(
+        "\n".join(filter(None, [reason.text, reason.todo, *map(str, reason.doctor), *_again(command)]))
+    )
     case.result = [error]
     return case
 

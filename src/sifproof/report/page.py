@@ -7,7 +7,6 @@ and requests, should anything slip through.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from sifproof import command
 from sifproof.checks.policy import amount
 from sifproof.doctor.record import Explanation
 from sifproof.records import FINE, PlannedSandbox
@@ -257,14 +257,14 @@ def _reasons(verdict: VerdictFile, recorded: Recorded, describe: Describe | None
         affected = dict.fromkeys(drivers[reason.sandbox] for reason in group if reason.sandbox in drivers)
         explained = [seen for reason in group for seen in reason.doctor]
         one = len(affected) == 1 and len(drivers) > 1
-        chosen = f" --config driver={shlex.quote(next(iter(affected)))}" if one else ""
+        chosen = [f"driver={next(iter(affected))}"] if one else []
         yield ReasonCard(
             reason=first,
             heading=heading,
             text=text,
             where=_some(list(dict.fromkeys(_place(r.sandbox, r.allocation) for r in group if r.sandbox))),
             description=describe(first.check) if describe and first.check else None,
-            rerun=f"sifproof run{chosen}",
+            rerun=command.with_settings(verdict.command, *chosen) if chosen else verdict.command,
             doctor=[seen for n, seen in enumerate(explained) if seen not in explained[:n]],
         )
 

@@ -57,6 +57,7 @@ class SummaryRow(BaseModel):
     job_s: float | None = Field(description="seconds from the job's submission to its first healthy answer")
     checks_s: float | None = Field(description="seconds that the checks took, teardown among them")
     waited_s: float | None = Field(description="seconds of them that checks waited on purpose")
+    command: str = Field(description="the command of the run, as a shell takes it: it tests the same once more")
 
 
 def checks_table(plan: Plan, verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -132,6 +133,7 @@ def summary_table(recorded: Recorded, decision: Decision) -> pd.DataFrame:
             job_s=sums.get((sandbox.name, "job")),
             checks_s=sums.get((sandbox.name, "checks")),
             waited_s=waited.get((sandbox.name, "checks")),
+            command=recorded.plan.command,
         )
         made.append(row.model_dump(by_alias=True))
     columns = [field.alias or name for name, field in SummaryRow.model_fields.items()]

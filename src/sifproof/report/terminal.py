@@ -14,12 +14,12 @@ from sifproof.report.terms import Terms
 _STYLES = {Outcome.ACCEPTED: "bold green", Outcome.REJECTED: "bold red"}
 
 
-def closing_lines(decision: Decision, report: Path, most: int = 10) -> list[str]:
+def closing_lines(decision: Decision, report: Path, most: int = 10, command: str = "") -> list[str]:
     """One line with the verdict and the path of the report, then what led to it.
 
     That is a line for each of the ``most`` weightiest reasons, without those that only follow from another, what the
     doctor saw that may be behind them, once each, a line for each waiver and each advisory failure, for what
-    the config turned off, and for each sandbox that was left out.
+    the config turned off, and for each sandbox that was left out. Where it is not accepted, ``command`` runs it again.
     """
     lines = [f"{decision.sentence.rstrip('.')}. Report: {report}"]
     reasons = [reason for reason in decision.reasons if not reason.follows]
@@ -35,6 +35,8 @@ def closing_lines(decision: Decision, report: Path, most: int = 10) -> list[str]
     lines += _terms(decision.terms, most)
     left_out = [sandbox for sandbox in decision.sandboxes if sandbox.verdict == "not-measured"]
     lines += [one_line(f"left out {sandbox.name}: {sandbox.reason}", 400) for sandbox in left_out]
+    if command and decision.verdict is not Outcome.ACCEPTED:
+        lines.append(f"run again: {command}")
     return lines
 
 
@@ -55,10 +57,12 @@ def _terms(terms: Terms, most: int) -> list[str]:
     return [one_line(text, 400) for text in said]
 
 
-def print_closing(decision: Decision, report: Path, most: int = 10, console: Console | None = None) -> None:
+def print_closing(
+    decision: Decision, report: Path, most: int = 10, console: Console | None = None, *, command: str = ""
+) -> None:
     """Print :func:`closing_lines`, with colours where ``console`` (standard output) is a terminal."""
     console = console or Console(highlight=False)
-    first, *rest = closing_lines(decision, report, most)
+    first, *rest = closing_lines(decision, report, most, command)
     opening, colon, remainder = first.partition(":")
     verdict = Text.assemble((opening, _STYLES.get(decision.verdict, "bold yellow")), colon + remainder)
     for line in (verdict, *(Text("  " + line) for line in rest)):

@@ -32,6 +32,7 @@ class VerdictFile(Decision):
     started: str = Field(description="when the run began; UTC, ISO 8601; empty where the plan is lost")
     finished: str = Field(description="when the reports were written; UTC, ISO 8601")
     sifproof: str = Field(description="version of sifproof")
+    command: str = Field(description="the command of the run, as a shell takes it: it tests the same once more")
     nomad: Nomad
     tools: dict[str, str] = Field(description="version and origin of each tool by name")
     reports: dict[str, str] = Field(description="path of each report by name, relative to the results folder")
@@ -50,6 +51,7 @@ def of(
         started=plan.started,
         finished=(finished or datetime.now(UTC)).isoformat(timespec="seconds"),
         sifproof=plan.sifproof,
+        command=plan.command,
         nomad=Nomad(
             address=without_credentials(address or plan.nomad_address),
             version=version or plan.nomad_version,

@@ -55,7 +55,9 @@ def render(recorded: Recorded, decision: Decision, describe: Describe | None = N
         "report.html": page.render(recorded, file, checks, describe),
         "checks.tsv": tables.to_tsv(checks[tables.CHECK_COLUMNS]),
         "summary.tsv": tables.to_tsv(tables.summary_table(recorded, decision)),
-        "junit.xml": junit.render(checks, decision, recorded.plan.run, recorded.plan.started),
+        "junit.xml": junit.render(
+            checks, decision, recorded.plan.run, recorded.plan.started, command=recorded.plan.command
+        ),
     }
     return {name: _clean(text) for name, text in texts.items()}
 
