@@ -178,7 +178,15 @@ def test_an_artifact_is_no_image(tmp_path):
 def test_a_sif_is_known_by_its_bytes_and_remembered(tmp_path):
     path = sif_header(tmp_path / "x.sif")
     value = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert digest(parse(str(path)), tmp_path / "cache").digest == f"sha256:{value}"
+    found = digest(parse(str(path)), tmp_path / "cache")
+    assert found == SourceDigest(digest=f"sha256:{value}", architecture="amd64")
+    assert (found.manifest_digest, found.os, found.layers, found.layer_bytes, found.raw_layers) == (
+        "",
+        "",
+        [],
+        0,
+        False,
+    )
     # Status times can't be set, only waited for or looked past.
     assert file_digest(path, tmp_path / "cache") == value
 

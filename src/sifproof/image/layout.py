@@ -109,10 +109,11 @@ def _write(source: Source, layout: Path, config: bytes, files: Files, layers: tu
     for layer, diff_id in zip(layers, json.loads(config)["rootfs"]["diff_ids"], strict=True):
         try:
             copied.append(_layer(files, layer, diff_id, blobs))
-        except _DamageError as error:
+        except (_DamageError, KeyError) as error:  # a link in an archive that leads nowhere is found when it is opened
+            what = "it is not there" if isinstance(error, KeyError) else str(error)
             raise SifproofError(
                 f"The image {source} is damaged",
-                why=f"layer {len(copied) + 1} of {len(layers)}: {error}",
+                why=f"layer {len(copied) + 1} of {len(layers)}: {what}",
                 todo="pull it or build it anew",
                 fault=Fault.IMAGE,
             ) from error
