@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
+import re
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from .supervisor import PR_SET_CHILD_SUBREAPER, descendants, prctl, signal_all
 
 _CHUNK_BYTES = 64 * 1024
-_OOM_SCORE = Path("/proc/self/oom_score_adj")
-_EXPENDABLE = "500"  # as if it held half of the memory that there is
+# Put before what is started: the kernel ends it first when memory runs out, before this server and whatever serves the
+# image's files, however large these are. It is the child that marks itself: the server must not bear the mark for a
+# moment. Not bash, which would run what BASH_ENV names, outside of any containment.
+_FIRST_TO_GO = ("sh", "-c", '{ echo 1000 > /proc/self/oom_score_adj; } 2>/dev/null; exec "$@"', "sh")
+_CHILD_PID = re.compile(rb'"child-pid": *([0-9]{1,9}) *[,}]')
+_EXIT_CODE = re.compile(rb'"exit-code": *[0-9]+ *[,}]')
 _KILL_AFTER_S = 2.0  # a supervisor that did not act on SIGTERM by then is stuck or was stopped
 _GONE_WITHIN_S = 5.0  # SIGKILL takes effect at once, but for a process stuck in the kernel
 
@@ -56,15 +59,14 @@ class Reaper:
 
     def start(self, popen: Callable[[], subprocess.Popen[bytes]]) -> tuple[int, asyncio.Future[int]]:
         """Start a process; returns its id and the future of its exit code. Raises OSError."""
-        with _first_to_go():
-            process = popen()
+        process = popen()
         process.returncode = 0  # it is collected here, so Popen must not wait for it when it is thrown away
         self._started.add(process.pid)
         return process.pid, self._exit_of(process.pid)
 
     async def gone(self, pids: set[int]) -> None:
-        """Wait until none of these processes is there; they are dead or dying, and ours or about to be."""
-        exits = [self._exit_of(pid) for pid in pids if _exists(pid)]
+        """Wait until none of these is a process that was inherited; they are dead or dying."""
+        exits = [self._exit_of(pid) for pid in pids if self._inherited(pid)]
         if exits:
             await asyncio.wait(exits, timeout=_GONE_WITHIN_S)
 
@@ -72,9 +74,18 @@ class Reaper:
         """End what was inherited from a command whose own container did not end it."""
         while strays := descendants({os.getpid()}) - self._started - descendants(self._started):
             signal_all(strays, signal.SIGKILL)
+            # Those below them are inherited when these are gone, or end with their name space.
             await self.gone(strays)
-            if any(_exists(pid) for pid in strays):
+            if any(self._inherited(pid) for pid in strays):
                 return
+
+    def _inherited(self, pid: int) -> bool:
+        """Whether it is a child of this process that was not started here, and not collected yet."""
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return pid not in self._started
 
     def _exit_of(self, pid: int) -> asyncio.Future[int]:
         if pid not in self._exits:
@@ -174,7 +185,7 @@ class Process:
         try:
             self._pid, self._outer_exit = reaper.start(
                 lambda: subprocess.Popen(
-                    argv(self._report.writing_end),
+                    [*_FIRST_TO_GO, *argv(self._report.writing_end)],
                     stdin=stdin,
                     stdout=self.stdout.writing_end,
                     stderr=self.stderr.writing_end,
@@ -229,42 +240,16 @@ class Process:
         if self.running:
             signal_all({self._pid}, signal.SIGKILL)
             await asyncio.wait({self._outer_exit}, timeout=_GONE_WITHIN_S)
-        report: dict[str, int] = {}
-        for line in self._report.take()[0].splitlines():
-            report.update(json.loads(line))
-        # bwrap ends a moment before the first process of its name space does, which ends last of all in it.
-        if "child-pid" in report:
-            await self._reaper.gone({report["child-pid"]})
-        if "exit-code" not in report:
+        # Its writer may have been ended in the middle of it, and without name spaces a command can write to it, too.
+        report = self._report.take()[0]
+        code = -1 if self.running else self._outer_exit.result()
+        ended_by_itself = code >= 0 and bool(_EXIT_CODE.search(report))
+        if not ended_by_itself:
+            # Ended early, perhaps so early that what it had just started knew of no parent to end with.
             await self._reaper.end_strays()
+        elif first := _CHILD_PID.search(report):
+            # bwrap ends a moment before the first process of its name space does, which ends last of all in it.
+            await self._reaper.gone({int(first[1])})
         for pipe in (self.stdout, self.stderr, self._report):
             pipe.close()
-        return report.get("exit-code")
-
-
-@contextlib.contextmanager
-def _first_to_go() -> Iterator[None]:
-    """What is started meanwhile is what the kernel ends first when memory runs out, rather than this server.
-
-    A process may raise its own score, and lower it again to what it was; a child has it from its parent.
-    """
-    try:
-        own = _OOM_SCORE.read_text()
-        _OOM_SCORE.write_text(_EXPENDABLE)
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        _OOM_SCORE.write_text(own)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return code if ended_by_itself else None

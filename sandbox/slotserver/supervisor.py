@@ -126,19 +126,19 @@ def main(status_fd: int, user: int, group: int, command: list[str]) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     default = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, on_sigterm)
-    os.set_inheritable(status_fd, False)
     try:
+        signal.signal(signal.SIGTERM, on_sigterm)
+        os.set_inheritable(status_fd, False)
         pid = start(user, group, command, default)
         os.write(status_fd, b'{"child-pid": %d}\n' % pid)
         while True:
             ended, status = os.waitpid(-1, 0)
             if ended == pid:
                 break
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except Terminated:
         end_descendants()
         os._exit(128 + signal.SIGTERM)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_descendants()
     code = os.waitstatus_to_exitcode(status)
     code = code if code >= 0 else 128 - code

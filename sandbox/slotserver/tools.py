@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .protocol import MAX_FILE_BYTES, MAX_OUTPUT_CHARACTERS, Fields, Result, ToolError
-from .shell import Shell
+from .shell import Shell, ShellLostError
 from .workspace import OutsideError, WrongKindError
 
 if TYPE_CHECKING:
@@ -63,11 +63,13 @@ async def bash_stateful(slot: Slot, args: Fields, timeout_s: float) -> Result:
         )
     started = slot.shell is None
     shell = slot.shell = slot.shell or Shell(slot, network=network)
-    code, timed_out = None, ""
+    code, timed_out, lost = None, "", ""
     try:
         code = await asyncio.wait_for(shell.run(command), timeout_s)
     except TimeoutError:
         timed_out = f"Command timed out after {timeout_s}s; the shell was ended and its state is lost"
+    except ShellLostError:
+        lost = "The shell does not tell any more how a command ended; it was ended and its state is lost"
     except asyncio.CancelledError:
         await shell.end()
         slot.shell = None
@@ -75,8 +77,9 @@ async def bash_stateful(slot: Slot, args: Fields, timeout_s: float) -> Result:
     if code is None:
         await shell.end()
         slot.shell = None
-        code = shell.exit_code
+        code = None if lost else shell.exit_code
     result = _command_result(slot, shell.process, code, timed_out)
+    result.error = lost or result.error
     result.metadata |= {"shell_started": started, "shell_ended": slot.shell is None}
     return result
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -391,6 +392,32 @@ class TestEnd:
         assert result["metadata"]["timeout"] is True
         assert result["metadata"]["exit_code"] == -1
         assert server.bash("echo next")["output"] == "next"
+
+    @pytest.mark.parametrize("tool", ["bash", "bash_stateful"])
+    def test_a_time_out_at_any_moment_of_the_start_ends_it(self, server: Server, tool: str) -> None:
+        name = marker()
+        for milliseconds in range(1, 31, 2):
+            result = server.execute(tool, command=f"exec -a {name} sleep 1000", timeout=milliseconds / 1000)
+            assert running(name) == []
+            assert result["metadata"]["timeout"] is True
+            assert result["output"] == ""
+            assert server.execute(tool, command="echo next")["output"] == "next"
+            server.post("/reset", {"slot_id": "slot_0"})
+        assert server.read_log().count("failed") == 0
+
+    def test_the_server_is_not_what_the_kernel_ends_first(self, server: Server) -> None:
+        def score(pid: int | str) -> int:
+            return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+        own = score("self")
+        seen = set()
+        with ThreadPoolExecutor() as threads:
+            started = threads.submit(lambda: [server.bash("cat /proc/self/oom_score_adj") for _ in range(20)])
+            while not started.done():
+                seen.add(score(server.process.pid))
+        assert seen == {own}
+        assert {result["output"] for result in started.result()} == {"1000"}
+        assert server.shell("cat /proc/self/oom_score_adj")["output"] == "1000"
 
     def test_a_full_pipe_does_not_hold_up_a_time_out(self, server: Server) -> None:
         result = server.bash("yes & yes >&2 & yes", timeout=0.5)
@@ -777,6 +804,66 @@ class TestShell:
         assert result["metadata"]["shell_ended"] is True
         fresh = server.shell("echo ${x-none}")
         assert (fresh["output"], fresh["metadata"]["shell_started"]) == ("none", True)
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "IFS=0123456789",
+            "set -x -v -e -u -k -f -C -m",
+            "set -o posix",
+            "builtin() { echo mine; }; echo() { command echo; }; enable -n printf command",
+            "shopt -s expand_aliases; alias eval=false builtin=false",
+            "set -T; trap 'echo mine; echo mine >&2' DEBUG; trap 'echo mine' ERR RETURN EXIT; false",
+            "exec <&- >&- 2>&-",
+            "exec </etc/passwd >log 2>&1",
+            "exec 250>&- 251>&-",
+            "PROMPT_COMMAND='echo mine'; PS4='mine '; TMOUT=1; unset PATH IFS; readonly PS4 IFS",
+            "echo 'no end",
+            "[[",
+            "umask 777; cd /; set -- 1 2",
+        ],
+    )
+    def test_what_a_command_does_to_its_shell_does_not_reach_its_keeper(self, server: Server, command: str) -> None:
+        server.shell("true")
+        server.shell(command)
+        server.shell("{ trap - DEBUG ERR; set +xvC; unalias -a; unset -f echo builtin; unset x; } >/dev/null 2>&1")
+        result = server.shell("echo next")
+        assert (result["output"], result["metadata"]["shell_started"]) == ("next", False)
+        assert server.shell("(exit 9)")["metadata"]["exit_code"] == 9
+
+    @pytest.mark.parametrize("option", ["x", "v"])
+    def test_a_trace_shows_the_command_alone(self, server: Server, option: str) -> None:
+        server.shell(f"set -{option}")
+        assert server.shell("echo next")["stderr"].lstrip("+ ") == "echo next\n"
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "eval() { :; }",
+            "enable -n eval",
+            "set -n",
+            "set -r",
+            "shopt -s extdebug; trap false DEBUG",
+            "for i in {3..30} {3..30}; do read -r -t 0.01 -u $i x; done",
+        ],
+    )
+    def test_a_shell_that_tells_nothing_any_more_is_ended_at_once(self, server: Server, command: str) -> None:
+        server.shell("true", slot="slot_1")
+        result = server.shell(f"x=5; echo before; {command}")
+        assert (result["stdout"], result["metadata"]["exit_code"]) == ("before\n", -1)
+        assert "does not tell" in result["error"]
+        assert "timeout" not in result["metadata"]
+        assert server.shell("echo ${x-none}")["output"] == "none"
+        assert server.shell("true", slot="slot_1")["metadata"]["shell_started"] is False
+
+    def test_no_exit_code_can_be_forged(self, server: Server) -> None:
+        forge = "for f in /proc/$1/fd/* {3..300}; do { echo 0 > $f || echo 0 >&$f; } 2>/dev/null; done; exit 5"
+        result = server.shell(f"echo {shlex.quote(forge)} > forge; bash forge $$")
+        assert result["error"] == "Exit code: 5"
+        # The shell itself can write to its keeper: nonsense, which is passed over.
+        result = server.shell("for i in {3..30}; do echo 0 >&$i; echo 1 2 3 >&$i; done 2>/dev/null; (exit 6)")
+        assert result["error"] == "Exit code: 6"
+        assert server.shell("ls /proc/self/fd")["output"].split() == ["0", "1", "2", "3"]  # the last is of ls
 
     def test_a_time_out_ends_it_and_says_so(self, server: Server) -> None:
         name = marker()
