@@ -1,6 +1,5 @@
 """Slots that reach each other. Each changes how the server locks commands in."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -107,17 +106,8 @@ def no_pid_namespace_below_a_launcher(arguments):
 @turns_red("isolation.slot.memory", nomad=True)
 def server_goes_before_its_commands(arguments):
     """When memory runs out, the kernel ends the server rather than the command that took it."""
-    import subprocess
-
     from slotserver import process
 
-    start = subprocess.Popen
-
-    def unexpendable(words, **options):
-        # In the child: while the server itself had that score, the kernel would choose by size.
-        return start(["sh", "-c", 'echo 0 > /proc/self/oom_score_adj && exec "$@"', "sh", *words], **options)
-
-    process._first_to_go = contextlib.nullcontext
-    subprocess.Popen = unexpendable
+    process._FIRST_TO_GO = ("sh", "-c", 'echo 0 > /proc/self/oom_score_adj && exec "$@"', "sh")
     with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
         score.write("1000")
