@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def leave_children(when: str, whom: str) -> None:
         """What a supervisor left is what is looked for."""
 
     containment.Supervised.argv = leaving
-    containment.shutil = type("shutil", (), {"which": staticmethod(lambda program: None)})
+    containment.shutil = type("shutil", (), {**vars(shutil), "which": staticmethod(lambda program: None)})
     process.Reaper.end_strays = end_none
 
 
