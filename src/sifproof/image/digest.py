@@ -23,6 +23,9 @@ from sifproof.image.process import ToolFailure, capture
 from sifproof.image.source import Kind, Source, host_architecture, require_file
 from sifproof.records import write_atomically
 
+_ANSWERS_WITHIN_S = 120.0
+"""A registry, with all that skopeo tries again."""
+
 
 class ImageConfig(BaseModel):
     """What an image says about how it wants to be run."""
@@ -140,7 +143,7 @@ def _registry_digest(source: Source) -> SourceDigest:
         )
     registry = _Registry(source)
     try:
-        manifest = capture("skopeo", "inspect", "--raw", str(source), timeout_s=120)
+        manifest = capture("skopeo", "inspect", "--raw", str(source), timeout_s=_ANSWERS_WITHIN_S)
         name = digest_of(manifest)
         if "manifests" in json.loads(manifest):
             found = platforms.candidates(json.loads(manifest)["manifests"], registry)
@@ -177,7 +180,7 @@ class _Registry:
 
     def manifest(self, digest: str) -> bytes:
         try:
-            content = capture("skopeo", "inspect", "--raw", by_digest(self.source, digest), timeout_s=120)
+            content = capture("skopeo", "inspect", "--raw", by_digest(self.source, digest), timeout_s=_ANSWERS_WITHIN_S)
         except ToolFailure as failure:
             if _is_missing(failure):
                 raise KeyError(digest) from failure
@@ -187,7 +190,9 @@ class _Registry:
         return content
 
     def config(self, digest: str, _: dict[str, Any]) -> bytes:
-        return capture("skopeo", "inspect", "--config", "--raw", by_digest(self.source, digest), timeout_s=120)
+        return capture(
+            "skopeo", "inspect", "--config", "--raw", by_digest(self.source, digest), timeout_s=_ANSWERS_WITHIN_S
+        )
 
 
 def _is_missing(failure: ToolFailure) -> bool:
