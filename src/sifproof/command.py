@@ -32,7 +32,8 @@ def this(arguments: Sequence[str]) -> str:
     if started.name == "__main__.py":
         return of([sys.executable, "-m", started.parent.name], arguments)
     found = shutil.which(started.name)
-    return of([started.name if found and Path(found).samefile(started) else sys.argv[0]], arguments)
+    by_name = sys.argv[0] == started.name or (found and started.exists() and Path(found).samefile(started))
+    return of([started.name if by_name else sys.argv[0]], arguments)
 
 
 def current(environ: Mapping[str, str] = os.environ) -> str:

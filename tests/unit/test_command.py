@@ -42,6 +42,21 @@ def test_a_shell_takes_it_as_it_was_given() -> None:
     assert in_shell(command.of(["sifproof"], ODD)) == ODD
 
 
+def test_a_program_is_called_as_it_was_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "snakemake"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    for started, told in {
+        "snakemake": "snakemake",
+        str(program): "snakemake",
+        "/gone/snakemake": "/gone/snakemake",
+    }.items():
+        monkeypatch.setattr("sys.argv", [started])
+        assert command.this(["run"]) == f"{told} run"
+
+
 def test_no_password_is_told() -> None:
     told = command.of(["sifproof", "run"], ["--config", "nomad={address: 'http://me:secret@host:4646'}", "image=a:b@c"])
     assert "secret" not in told
