@@ -34,7 +34,7 @@ IdleState = Literal["not looked at", "does not apply", "another counts"]
 class Verdict(BaseModel):
     """The outcome of one check on one subject: a row of ``results/checks.tsv``.
 
-    Its fields are the columns in order, but for ``fault``, which only the decision needs.
+    Its fields are the columns in order, but for ``fault`` and ``hindered``, which only the decision needs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -58,6 +58,11 @@ class Verdict(BaseModel):
     attempts: int = Field(default=1, description="how often the check was tried")
     message: str = Field(default="", description="what was seen, in words; the reason where it did not pass")
     fault: Fault = Field(default=Fault.IMAGE, description="who has to act where it did not pass")
+    hindered: bool = Field(
+        default=False,
+        description="whether something from outside the check kept it from looking, or ended what it looked at; "
+        "`fault` says whose that is",
+    )
 
 
 class FaultRecord(BaseModel):

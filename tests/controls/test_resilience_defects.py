@@ -9,12 +9,14 @@ import defects
 import pytest
 import requests
 from catalogue import control
-from placed import red, verdicts
+from checkout import wait_until
+from placed import answers, red, verdicts
 
 from sifproof import config
 from sifproof.checks import registry, resilience
 from sifproof.nomad import twin
 from sifproof.nomad.client import connect
+from sifproof.nomad.signals import kill_server
 
 HERE = Path(__file__).parent
 SUITES = ("persistence", "resilience")
@@ -114,6 +116,18 @@ def test_a_server_that_is_mute_about_its_port(house, monkeypatch):
         found = verdicts(server, SUITES)
     assert red(found) == set(MUTE.red)
     assert "neither listens nor ends within 5 s" in found["resilience.port-taken"].message
+
+
+def test_a_port_that_nobody_holds_any_more_is_shared_with_nobody(house):
+    with house.sandbox("holds-no-more", policy=PORT_ONLY) as server:
+        placed = server.placed
+        assert kill_server(placed.node, placed.allocation.id, placed.port_inside)
+        wait_until(lambda: not answers(server))
+        found = verdicts(server, SUITES)
+    assert red(found) == set()
+    taken = found["resilience.port-taken"]
+    assert taken.verdict == "not-measured"
+    assert "the server that was to hold the port does not" in taken.message
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from report_samples import planned
 
-from sifproof.checks import registry
+from sifproof.checks import registry, runner
+from sifproof.checks.presence import Loss, Lost
 from sifproof.checks.registry import Check, Finding, NotApplicable, NotMeasured, at_most, expect, measured
 from sifproof.checks.runner import Context, run_checks
 from sifproof.errors import Fault, SifproofError
+from sifproof.nomad.client import ForbiddenError, UnreachableError
 from sifproof.records import PlannedWaiver
 
 
@@ -22,9 +24,9 @@ def made(function, name="bash.made", **more) -> Check:
     return Check(name, "It is so.", "why", "todo", function, **more)
 
 
-def verdicts(*checks, blocked="", **counts):
+def verdicts(*checks, blocked="", hindered_by=None, look=lambda thorough: None, **counts):
     context = Context("run", "box", "docker", "node", "alloc", io.StringIO(), **counts)
-    return list(run_checks(checks, None, context, blocked=blocked))
+    return list(run_checks(checks, None, context, blocked=blocked, hindered_by=hindered_by, look=look))
 
 
 def in_turn(*outcomes):
@@ -76,9 +78,138 @@ def test_a_guard_that_fails_blocks_what_follows() -> None:
     assert "health.identity did not pass: someone else" in second.message
 
 
+@pytest.mark.parametrize(
+    ("outcome", "word"),
+    [
+        (expect(False, "broken"), "fail"),
+        (NotMeasured("no tool"), "not-measured"),
+        (NotApplicable("no"), "not-measured"),
+    ],
+)
+def test_whatever_a_guard_comes_to_but_a_pass_blocks_what_follows(outcome, word) -> None:
+    guard = made(in_turn(outcome), "health.ready", guards=True)
+    first, second, third = verdicts(guard, *[made(raising(AssertionError("looked")))] * 2)
+    assert (first.verdict, second.verdict, third.verdict) == (word, "not-measured", "not-measured")
+    assert {v.message for v in (second, third)} == {
+        f"not looked at, because health.ready did not pass: {first.message}"
+    }
+    assert {v.attempts for v in (second, third)} == {0}
+
+
+def test_a_guard_that_passes_blocks_nothing_and_neither_does_another_check_that_fails() -> None:
+    found = verdicts(
+        made(lambda s: expect(True), guards=True), made(lambda s: expect(False)), made(lambda s: expect(True))
+    )
+    assert [v.verdict for v in found] == ["pass", "fail", "pass"]
+
+
+# -- what was lost -------------------------------------------------------------------------------------------------
+
+
+GONE = SifproofError("Nomad lost node n1", why="it is down", todo="look at it")
+DEAD = SifproofError("The server ended by itself", why="exit code 3", fault=Fault.IMAGE)
+
+
+def looks(*seen):
+    """A look that gives each of ``seen`` in turn, and then the last; and what it was asked."""
+    asked = []
+
+    def look(thorough):
+        asked.append(thorough)
+        return seen[min(len(asked), len(seen)) - 1]
+
+    return look, asked
+
+
+def test_what_is_lost_is_the_infrastructures_and_nothing_after_it_is_looked_at() -> None:
+    look, asked = looks(None, Loss(GONE, died=False))
+    failing = made(in_turn(expect(False, "no answer")))
+    first, second, third = verdicts(failing, *[made(raising(AssertionError("looked")))] * 2, look=look)
+    assert [v.verdict for v in (first, second, third)] == ["not-measured"] * 3
+    assert {(v.fault, v.hindered, v.required) for v in (first, second, third)} == {(Fault.INFRASTRUCTURE, True, True)}
+    assert first.message == str(GONE)
+    assert {v.message for v in (second, third)} == {f"not looked at, because of what bash.made met: {GONE}"}
+    assert asked[:2] == [False, True]
+
+
+def test_a_server_that_died_is_the_finding_of_the_check_at_work_waived_or_not() -> None:
+    waiver = PlannedWaiver(reason="ticket 7", until=datetime.date.max)
+    for counts in ({}, {"waivers": {"bash.made": waiver}}, {"advisory": {"bash.made": "so"}}):
+        look, _ = looks(None, Loss(DEAD, died=True))
+        first, second = verdicts(
+            made(lambda s: expect(False, "reset")), made(lambda s: expect(True)), look=look, **counts
+        )
+        assert (first.verdict, first.fault, first.hindered, first.required) == ("fail", Fault.IMAGE, True, True)
+        assert first.message == f"the server died during this check; it had said: reset. {DEAD}"
+        assert (second.verdict, second.fault, second.hindered) == ("not-measured", Fault.IMAGE, True)
+
+
+def test_what_was_measured_before_it_was_lost_stays_and_a_server_that_died_did_not_pass() -> None:
+    for loss, word in ((Loss(GONE, died=False), "pass"), (Loss(DEAD, died=True), "fail")):
+        look, _ = looks(None, loss)
+        (only,) = verdicts(made(lambda s: expect(True, "fine")), look=look)
+        assert only.verdict == word
+
+
+def test_what_is_lost_before_the_first_check_is_told_by_it() -> None:
+    for loss, word in ((Loss(GONE, died=False), "not-measured"), (Loss(DEAD, died=True), "fail")):
+        found = verdicts(*[made(raising(AssertionError("looked")))] * 2, look=lambda thorough, loss=loss: loss)
+        assert [v.verdict for v in found] == [word, "not-measured"]
+        assert {(v.attempts, v.hindered) for v in found[1:]} == {(0, True)}
+
+
+def test_a_request_that_can_not_be_answered_ends_a_check_at_once() -> None:
+    look, _ = looks(None, Loss(GONE, died=False))
+    (only,) = verdicts(made(in_turn(Lost(str(GONE)))), look=look)
+    assert (only.verdict, only.message, only.hindered) == ("not-measured", str(GONE), True)
+
+
+@pytest.mark.parametrize("kind", [UnreachableError, ForbiddenError])
+def test_what_can_not_be_asked_is_not_known(kind) -> None:
+    error = kind("Nomad can't be asked", todo="mend it")
+    (only,) = verdicts(made(raising(error), once=True))
+    assert (only.verdict, only.fault, only.hindered) == ("not-measured", Fault.INFRASTRUCTURE, True)
+    assert only.message == str(error)
+    # It is asked once more, and what is seen then counts as it is.
+    (only,) = verdicts(made(in_turn(error, expect(True, "fine"))))
+    assert (only.verdict, only.attempts, only.hindered) == ("pass", 2, False)
+    (only,) = verdicts(made(in_turn(error, expect(False, "broken"))))
+    assert (only.verdict, only.attempts, only.fault) == ("fail", 2, Fault.IMAGE)
+    # A guard that could not ask blocks, and who has to act stays the same.
+    guard, after = verdicts(made(raising(error), "health.identity", guards=True), made(lambda s: expect(True)))
+    assert (guard.verdict, after.verdict, after.fault, after.hindered) == (
+        "not-measured",
+        "not-measured",
+        Fault.INFRASTRUCTURE,
+        True,
+    )
+
+
+def test_nobody_is_asked_while_checks_pass_but_at_the_ends_and_now_and_then(monkeypatch) -> None:
+    look, asked = looks(None)
+    verdicts(*[made(lambda s: expect(True))] * 5, look=look)
+    assert asked == [False, False]
+    monkeypatch.setattr(runner, "LOOK_EVERY_S", -1.0)
+    look, asked = looks(None)
+    verdicts(*[made(lambda s: expect(True))] * 5, look=look)
+    assert asked == [False] * 6
+
+
+def test_what_does_not_apply_is_no_reason_to_ask() -> None:
+    look, asked = looks(None)
+    verdicts(made(raising(NotApplicable("one slot"))), made(lambda s: expect(True)), look=look)
+    assert asked == [False, False]
+
+
+def test_blocked_says_who_has_to_act_where_that_is_no_check_s_finding() -> None:
+    (verdict,) = verdicts(made(raising(AssertionError("looked"))), blocked="gone", hindered_by=Fault.CONFIGURATION)
+    assert (verdict.verdict, verdict.fault, verdict.hindered) == ("not-measured", Fault.CONFIGURATION, True)
+
+
 def test_blocked_looks_at_nothing() -> None:
     (verdict,) = verdicts(made(raising(AssertionError("looked"))), blocked="Nomad is gone")
     assert (verdict.verdict, verdict.message, verdict.attempts) == ("not-measured", "Nomad is gone", 0)
+    assert not verdict.hindered
 
 
 def test_what_fails_and_then_passes_is_flaky() -> None:

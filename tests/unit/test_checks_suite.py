@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sifproof import config
-from sifproof.checks import suite
+from sifproof.checks import presence, suite
 from sifproof.checks.server import Placement, Server
 from sifproof.records import PlannedSandbox
 
@@ -47,10 +47,11 @@ def test_the_verdicts_stay_where_clearing_away_fails(
         return server
 
     monkeypatch.setattr(suite, "server_of", never_ends)
+    monkeypatch.setattr(presence, "_NOMAD_BACK_S", 0.0)  # nobody listens at its address
     files = {
         "nomad": {"address": "http://127.0.0.1:9", "version": "", "local": False},
         "endpoints": {"job_id": "sifproof-r-box", "allocations": [ALLOCATION], "seconds": {}, "healthy_s": {}},
-        "job": {"Job": {}},
+        "job": {"Job": {"TaskGroups": [{"Tasks": [{"Name": "server"}]}]}},
         "image": {},
     }
     for name, content in files.items():
@@ -75,7 +76,10 @@ def test_the_verdicts_stay_where_clearing_away_fails(
         earlier=[],
         log=log,
     )
-    assert [(v.check, v.verdict) for v in verdicts] == [("health.status", "fail"), ("health.slots", "fail")]
+    assert [(v.check, v.verdict) for v in verdicts] == [
+        ("health.status", "not-measured"),
+        ("health.slots", "not-measured"),
+    ]
     assert ended == ["the rest"]
     assert f"could not all be ended: {failure}" in log.getvalue()
     assert "ids begin with sifproof-r-box" in log.getvalue()

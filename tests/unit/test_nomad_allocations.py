@@ -1,8 +1,9 @@
 """Address, port and times of an allocation, from answers as Nomad's API gives them."""
 
 import pytest
+from pydantic import ValidationError
 
-from sifproof.nomad.allocations import parse_allocation, parse_ports
+from sifproof.nomad.allocations import get_job_allocations, parse_allocation, parse_ports
 
 # The shape of /v1/allocation/:id of Nomad 1.11, cut to what is read.
 RAW = {
@@ -82,6 +83,95 @@ def test_times_are_those_of_the_first_event_of_a_kind():
     assert [allocation.time_ns(e) for e in ("Received", "Task Setup", "Started", "Terminated")] == [100, 200, 300, None]
 
 
+@pytest.mark.parametrize(
+    ("status", "terminal"),
+    [
+        ("complete", True),
+        ("failed", True),
+        ("lost", True),
+        ("running", False),
+        ("pending", False),
+        ("unknown", False),
+        ("", False),
+    ],
+)
+def test_what_has_ended_on_its_node(status, terminal):
+    assert parse_allocation({**RAW, "ClientStatus": status}).terminal is terminal
+
+
+def test_a_time_is_that_of_the_first_of_several():
+    events = [{"Type": "Started", "Time": time, "Message": f"at {time}"} for time in (300, 200, 400)]
+    allocation = parse_allocation({**RAW, "TaskStates": {"server": {"Failed": True, "Events": events}}})
+    assert allocation.time_ns("Started") == 300
+    assert [event.message for event in allocation.events] == ["at 300", "at 200", "at 400"]
+    assert allocation.failed
+
+
+def test_the_job_s_own_task_counts_not_a_sidecar():
+    states = {name: {"Failed": name == "sidecar", "Events": []} for name in ("sidecar", "server")}
+    groups = [
+        {"Name": "sandbox", "Tasks": [{"Name": "server"}, {"Name": "sidecar"}]},
+        {"Name": "other", "Tasks": [{"Name": "sidecar"}]},
+    ]
+    allocation = parse_allocation({**RAW, "TaskStates": states, "Job": {"TaskGroups": groups}})
+    assert (allocation.task, allocation.failed) == ("server", False)
+    # Without the job, the first of those that have a state.
+    assert parse_allocation({**RAW, "TaskStates": states, "Job": None}).task == "sidecar"
+
+
+def test_a_port_of_another_label_is_better_than_none_and_the_first_network_counts():
+    networks = [
+        {"IP": "10.0.0.1", "ReservedPorts": [{"Label": "web", "Value": 1}]},
+        {"IP": "10.0.0.2", "ReservedPorts": [{"Label": "web", "Value": 2}]},
+    ]
+    raw = with_resources(Shared={"Ports": None, "Networks": networks[:1]}, Tasks={"t": {"Networks": networks[1:]}})
+    assert parse_ports(raw) == {"web": ("10.0.0.1", 1)}
+    assert parse_allocation(raw).url == "http://10.0.0.1:1"
+
+
+def test_what_nomad_leaves_out_is_empty():
+    allocation = parse_allocation({"ID": "a"})
+    assert allocation.model_dump(exclude={"events"}) == {
+        "id": "a",
+        "name": "",
+        "job_id": "",
+        "node_id": "",
+        "node_name": "",
+        "task": "",
+        "address": "",
+        "port": 0,
+        "ports": {},
+        "client_status": "",
+        "desired_status": "",
+        "failed": False,
+        "created_ns": 0,
+    }
+
+
+def test_the_words_of_an_event_and_its_details_are_text():
+    event = {"Type": "Terminated", "Time": "7", "Message": "old", "DisplayMessage": "new", "Details": {"exit_code": 3}}
+    (seen,) = parse_allocation({**RAW, "TaskStates": {"server": {"Events": [event]}}}).events
+    assert (seen.message, seen.details, seen.time_ns) == ("new", {"exit_code": "3"}, 7)
+
+
+def test_the_allocations_of_a_job_are_read_in_full_and_given_by_name():
+    class Nomad:
+        def get(self, *path):
+            if path == ("job", "j", "allocations"):
+                return [{"ID": "b"}, {"ID": "c"}, {"ID": "a"}]
+            assert path[0] == "allocation"
+            return {**RAW, "ID": path[1], "Name": "y" if path[1] == "c" else "z"}
+
+    assert [(a.name, a.id) for a in get_job_allocations(Nomad(), "j")] == [("y", "c"), ("z", "a"), ("z", "b")]
+
+
 def test_it_can_be_written_down_and_read_back():
     allocation = parse_allocation(RAW)
     assert type(allocation).model_validate_json(allocation.model_dump_json()) == allocation
+
+
+def test_what_is_known_of_it_is_not_changed():
+    allocation = parse_allocation(RAW)
+    for known in (allocation, allocation.events[0]):
+        with pytest.raises(ValidationError):
+            known.message = known.id = "other"

@@ -75,12 +75,62 @@ def test_no_placement_is_told_at_once(metric, says, todo):
     assert caught.value.fault is Fault.INFRASTRUCTURE
 
 
+COLLISION = {"DimensionExhausted": {"network: reserved port collision http=8080": 1}}
+
+
+@pytest.mark.parametrize(
+    ("other", "says", "todo"),
+    [
+        (node("n2", drain=True), "n2, which is draining", "nomad node drain -disable id-n2"),
+        (node("n2", eligible=False), "n2, which is not eligible", "nomad node eligibility -enable id-n2"),
+        (node("n2", status="down"), "n2, which is down", "systemctl restart nomad"),
+    ],
+)
+def test_a_node_that_takes_nothing_is_the_first_to_mend_where_the_others_are_full(other, says, todo):
+    client = Recorded(nodes=[node("n1"), other, node("n3", status="down", datacenter="west")])
+    for metric in (COLLISION, {"DimensionExhausted": {"memory": 1}}):
+        with pytest.raises(SifproofError) as caught:
+            submit.check_placed(client, "job", evaluation(NodesAvailable={"dc1": 1}, **metric))
+        assert says in caught.value.why
+        assert "n3" not in caught.value.why
+        assert caught.value.todo.startswith(f"have n2 back (`{todo}")
+    with pytest.raises(SifproofError) as caught:
+        submit.check_placed(Recorded(nodes=[node("n1")]), "job", evaluation(**COLLISION))
+    assert "places nothing" not in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("kinds", "after_ns", "ended"),
+    [
+        (["Started", "Terminated"], 0, True),
+        (["Started", "Terminated"], 5, False),
+        (["Started", "Restart Signaled", "Terminated", "Restarting", "Started"], 0, False),
+        (["Started", "Killing", "Terminated", "Killed"], 0, False),
+        (["Started", "Restart Signaled", "Terminated", "Restarting", "Started", "Terminated", "Restarting"], 0, True),
+        (["Terminated", "Restarting", "Started"], 0, True),
+        (["Received", "Task Setup", "Started"], 0, False),
+    ],
+)
+def test_an_end_that_nobody_asked_for(kinds, after_ns, ended):
+    seen = allocation(*((kind, "", {}) for kind in kinds), status="running")
+    assert (submit.unplanned_end(seen, after_ns) is not None) is ended
+
+
+def test_what_died_is_told_as_that_though_nomad_replaces_it():
+    error = submit.failure_of(Recorded("Boom"), allocation(terminated(3), desired="stop"))
+    assert "exit code 3" in str(error)
+    error = submit.failure_of(
+        Recorded(), allocation(("Killing", "", {}), terminated(0), status="complete", desired="stop")
+    )
+    assert "told to end" in str(error)
+
+
 def test_coalesced_failures_are_counted():
     with pytest.raises(SifproofError, match="3 allocations"):
         submit.check_placed(Recorded(), "job", evaluation(CoalescedFailures=2, DimensionExhausted={"memory": 1}))
 
 
-def allocation(*events, status="failed", **changes):
+def allocation(*events, status="failed", desired="run", **changes):
     return Allocation(
         id="0ba30273-ab51",
         name="a",
@@ -92,7 +142,7 @@ def allocation(*events, status="failed", **changes):
         port=0,
         ports={},
         client_status=status,
-        desired_status="run",
+        desired_status=desired,
         failed=status == "failed",
         events=[Event(type=t, time_ns=1, message=m, details=d) for t, m, d in events],
         created_ns=1,
@@ -123,6 +173,10 @@ NOT_RESTARTING = ("Not Restarting", "Policy allows no restarts", {})
         ),
         ([terminated(0)], "", "it wrote nothing to stderr", "by hand", Fault.IMAGE),
         ([terminated(0, signal=11)], "", "signal 11", "by hand", Fault.IMAGE),
+        # Whoever sent it: no image kills its own server so.
+        ([terminated(137)], "", "was killed, Nomad does not know by whom", "dmesg", Fault.INFRASTRUCTURE),
+        ([terminated(0, signal=9)], "", "was killed, Nomad does not know by whom", "dmesg", Fault.INFRASTRUCTURE),
+        ([terminated(135)], "", "exit code 135", "by hand", Fault.IMAGE),
         ([terminated(137, oom="true")], "", "memory", "raise memory", Fault.CONFIGURATION),
         ([terminated(124)], "", "lifetime", "lifetime_s", Fault.CONFIGURATION),
         (

@@ -303,6 +303,72 @@ def test_what_a_failed_guard_kept_from_being_measured_has_its_word() -> None:
     assert words(decision) == ("infrastructure", 3)
 
 
+def hindered(
+    message: str = "Nomad lost node n1: it is down.", fault: Fault = Fault.INFRASTRUCTURE
+) -> dict[str, object]:
+    return {"verdict": "not-measured", "message": message, "fault": fault, "hindered": True}
+
+
+def test_what_was_lost_is_told_once_and_everything_missing_follows_from_it() -> None:
+    rows = one(
+        bash_exit_code=hindered(), files_round_trip=hindered("not looked at"), teardown_port=hindered("not looked")
+    )
+    decision = decide(ONE, rows)
+    assert words(decision) == ("infrastructure", 3)
+    first, *rest = decision.reasons
+    assert (first.text, first.fault, first.allocation, first.follows) == (
+        "Nomad lost node n1: it is down.",
+        Fault.INFRASTRUCTURE,
+        ALLOCATION["singularity"],
+        False,
+    )
+    assert {(r.fault, r.follows) for r in rest} == {(Fault.INFRASTRUCTURE, True)}
+    assert decision.sentence == "Infrastructure at fault, the image is not judged: Nomad lost node n1: it is down."
+
+
+def test_a_failure_seen_before_it_was_lost_still_rejects() -> None:
+    decision = decide(ONE, one(bash_output=FAILS, bash_exit_code=hindered()))
+    assert words(decision) == ("rejected", 1)
+    assert decision.reasons[0].check == "bash.output"
+
+
+@pytest.mark.parametrize(("fault", "word"), [(Fault.IMAGE, "rejected"), (Fault.CONFIGURATION, "configuration")])
+def test_a_server_that_died_is_one_reason(fault: Fault, word: str) -> None:
+    died = {"verdict": "fail", "message": "the server died", "fault": fault, "hindered": True}
+    decision = decide(
+        ONE, one(bash_output=died, bash_exit_code=hindered("x", fault), files_round_trip=hindered("x", fault))
+    )
+    assert decision.verdict.value == word
+    (told,) = [r for r in decision.reasons if not r.follows]
+    assert (told.check, told.fault) == ("bash.output", fault)
+    assert {r.fault for r in decision.reasons} == {fault}
+
+
+def test_a_sandbox_that_was_lost_before_anything_was_measured() -> None:
+    rows = [row.model_copy(update=hindered()) for row in one()]
+    decision = decide(ONE, rows)
+    assert words(decision) == ("infrastructure", 3)
+    assert decision.reasons[0].text == "Nomad lost node n1: it is down."
+
+
+def test_what_was_lost_on_one_allocation_explains_nothing_of_another() -> None:
+    other = [row.model_copy(update={"allocation": "other"}) for row in one() if row.allocation]
+    other = [r.model_copy(update=SKIPPED) if r.check == "bash.output" else r for r in other]
+    decision = decide(plan(planned(count=2)), [*one(bash_exit_code=hindered()), *other])
+    assert {(r.fault, r.follows) for r in decision.reasons} == {
+        (Fault.INFRASTRUCTURE, False),
+        (Fault.INFRASTRUCTURE, True),
+        (Fault.INCOMPLETE, False),
+    }
+    missing = decide(plan(planned(count=2)), one(bash_exit_code=hindered()))
+    assert any(r.fault is Fault.INCOMPLETE and "1 of 2 allocations" in r.text for r in missing.reasons)
+
+
+def test_what_kept_a_check_from_looking_that_does_not_count_is_no_reason() -> None:
+    decision = decide(ONE, one(verdict("bash.extra", **hindered(), required=False)))
+    assert words(decision) == ("accepted", 0)
+
+
 def test_what_is_left_out_does_not_count() -> None:
     left_out = planned("docker", left_out="There is no Docker engine.")
     decision = decide(plan(planned(), left_out), one(), [fault("preflight", "docker")])

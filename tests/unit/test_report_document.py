@@ -34,7 +34,10 @@ def test_the_page_names_every_report_word_and_column() -> None:
         assert f"| `{outcome.value}` | {outcome.exit_code} |" in text
     for model in (Verdict, SummaryRow, VerdictFile):
         for name, field in model.model_fields.items():
-            assert name == "fault" or f"| `{field.alias or name}` | {field.description or 'The cluster'}" in text
+            assert (
+                name in ("fault", "hindered")
+                or f"| `{field.alias or name}` | {field.description or 'The cluster'}" in text
+            )
 
 
 def test_a_table_that_does_not_exist_is_an_error() -> None:

@@ -246,6 +246,7 @@ def port_taken(server: Server) -> Finding:
     except twin.NoTwinError as error:
         raise NotApplicable(str(error)) from None
     _kept(server).close()
+    _require_held(server)
     with contextlib.ExitStack() as keep:
         try:
             keep.enter_context(twin.submitted(nomad, job))
@@ -259,6 +260,8 @@ def port_taken(server: Server) -> Finding:
             passed, saw = False, f"the server that held it does not answer any more: {error}"
         except SifproofError as error:
             raise NotMeasured(f"what a server whose port is taken does could not be seen: {error}") from None
+        if not passed:
+            _require_held(server)
         return expect(passed, f"port {port} taken: {saw}")
 
 
@@ -297,20 +300,34 @@ def _beside(there: Server) -> tuple[bool, str]:
 
 def _shares(there: Server) -> bool:
     """Whether some of what is sent to the port arrives at this server, though another holds it."""
-    for _ in range(_TRIES):
-        # Of two that listen on one port, the kernel picks one for each connection.
-        there.client, name = there.client.clone(), f".{nonce()}"
-        written = there.write(name, name)
-        if not written.success:
-            raise SifproofError("The server that holds the port can't write", why=str(written))
-        try:
-            there.read_slot_file(name)
-            return True
-        except NotFoundError:
-            continue
-        finally:
-            there.bash(f"rm -f {name}")
-    return False
+    return any(_arrives(there) for _ in range(_TRIES))
+
+
+def _arrives(there: Server) -> bool:
+    """Whether what is sent to the port now arrives at this server."""
+    # Of two that listen on one port, the kernel picks one for each connection.
+    fresh, name = dataclasses.replace(there, client=there.client.clone()), f".{nonce()}"
+    written = fresh.write(name, name)
+    if not written.success:
+        raise SifproofError("The server that holds the port can't write", why=str(written))
+    try:
+        fresh.read_slot_file(name)
+        return True
+    except NotFoundError:
+        return False
+    finally:
+        fresh.bash(f"rm -f {name}")
+
+
+def _require_held(server: Server) -> None:
+    """Not measured where the sandbox's own server does not hold its port: what else listens there shares nothing."""
+    try:
+        server.ask_nomad()
+        held = any(_arrives(server) for _ in range(2 * _TRIES))
+    except SifproofError as error:
+        raise NotMeasured(f"the server that was to hold the port does not: {error}") from None
+    if not held:
+        raise NotMeasured("the server that was to hold the port does not: nothing that is sent there arrives at it")
 
 
 @check(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TextIO
 
 from sifproof.checks import policy
+from sifproof.checks.presence import Loss, Lost
 from sifproof.checks.registry import Check, Finding, NotApplicable, NotMeasured
 from sifproof.errors import Fault, SifproofError
+from sifproof.nomad.client import ForbiddenError, UnreachableError
 from sifproof.records import FINE, PlannedSandbox, PlannedWaiver, Verdict, Word
+
+LOOK_EVERY_S = 0.5
+"""How often Nomad is asked whether all is still there while checks pass: a server that was started again answers."""
+
+Look = Callable[[bool], Loss | None]
+"""Whether what is looked at was lost; more is asked where something did not go as it should (True)."""
 
 MESSAGE_LIMIT = 4000
 """Characters of a message: what a server answers stands in every report, and may be any length."""
@@ -59,6 +67,7 @@ class Context:
         seconds: float = 0.0,
         finding: Finding | None = None,
         fault: Fault | None = None,
+        hindered: bool = False,
     ) -> Verdict:
         """The verdict of ``check`` here; ``fault`` is who has to act, where that is not whom the check blames."""
         return Verdict(
@@ -78,6 +87,7 @@ class Context:
             attempts=0 if word == "not-measured" and seconds == 0 else 1,
             message=_bounded(message),
             fault=fault or check.blames,
+            hindered=hindered,
         )
 
     def say(self, text: str) -> None:
@@ -86,30 +96,83 @@ class Context:
             print(text, file=self.log, flush=True)
 
 
-def run_checks(checks: Iterable[Check], subject: object, context: Context, *, blocked: str = "") -> Iterator[Verdict]:
+def run_checks(
+    checks: Iterable[Check],
+    subject: object,
+    context: Context,
+    *,
+    blocked: str = "",
+    hindered_by: Fault | None = None,
+    look: Look = lambda thorough: None,
+) -> Iterator[Verdict]:
     """One verdict per check, in order.
 
-    ``blocked`` is the reason why nothing can be looked at: every verdict is then ``not-measured``. A check that
-    ``guards`` and fails blocks those after it. One that fails is tried a second time, unless that would prove nothing
-    (``once``, ``guards``): where it then passes, it is ``flaky``.
+    ``blocked`` is the reason why nothing can be looked at: every verdict is then ``not-measured``; ``hindered_by`` is
+    who has to act, where that came from outside the checks. A check that ``guards`` and fails blocks those after it.
+    One that fails is tried a second time, unless that would prove nothing (``once``, ``guards``): where it then passes,
+    it is ``flaky``. ``look`` tells what was lost: the check at work fails where the server died of itself or of its
+    job, it is ``not-measured`` where something else took it away, and those after it are blocked.
     """
-    for check in checks:
+    every = list(checks)
+    loss = None if blocked else look(False)
+    looked = time.monotonic()
+    for left, check in zip(range(len(every) - 1, -1, -1), every, strict=True):
         if blocked:
-            verdict = context.verdict(check, "not-measured", blocked)
+            verdict = context.verdict(
+                check, "not-measured", blocked, fault=hindered_by, hindered=hindered_by is not None
+            )
         else:
-            verdict = _run(check, subject, context)
-            if verdict.verdict == "fail" and not (check.once or check.guards):
-                verdict = _again(verdict, _run(check, subject, context))
-            if check.guards and verdict.verdict != "pass":
-                blocked = blocked_by(verdict)
-        verdict = policy.judge(verdict, context.advisory, context.waivers, context.required)
+            verdict = context.verdict(check, "not-measured", "") if loss else _tried(check, subject, context, look)
+            troubled = verdict.verdict not in FINE and verdict.required
+            if not loss and (troubled or not left or time.monotonic() - looked > LOOK_EVERY_S):
+                loss, looked = look(troubled), time.monotonic()
+            if loss:
+                verdict = _lost(loss, verdict)
+                blocked, hindered_by = _blocked_by_loss(loss, check), loss.error.fault
+            elif check.guards and verdict.verdict != "pass":
+                blocked, hindered_by = blocked_by(verdict), verdict.fault if verdict.hindered else None
+        # That a server died is no finding of the check that was at work, which may be waived.
+        if not (verdict.hindered and verdict.verdict == "fail"):
+            verdict = policy.judge(verdict, context.advisory, context.waivers, context.required)
         context.say(f"{verdict.verdict:12} {check.id:28} {verdict.duration_s:6.3f} s  {verdict.message}".rstrip())
         yield verdict
 
 
 def blocked_by(verdict: Verdict) -> str:
     """The reason that later checks give when ``verdict`` of a guarding check is not a pass."""
+    if verdict.hindered:
+        met = f"not looked at, because of what {verdict.check} met: "
+        return verdict.message if verdict.message.startswith("not looked at, ") else met + verdict.message
     return f"not looked at, because {verdict.check} did not pass: {verdict.message}"
+
+
+def _blocked_by_loss(loss: Loss, check: Check) -> str:
+    return f"not looked at, because of what {check.id} met: {loss.error}"
+
+
+def _tried(check: Check, subject: object, context: Context, look: Look) -> Verdict:
+    """The verdict of ``check``, tried a second time where that may prove something."""
+    verdict = _run(check, subject, context)
+    if verdict.verdict != "fail" and not verdict.hindered:
+        return verdict
+    if check.once or check.guards or look(True):
+        return verdict
+    second = _run(check, subject, context)
+    if verdict.hindered:  # it was not looked at: nothing to hold against the second
+        return second.model_copy(update={"attempts": 2})
+    return _again(verdict, second)
+
+
+def _lost(loss: Loss, verdict: Verdict) -> Verdict:
+    """``verdict`` of the check during which ``loss`` was noticed."""
+    if not loss.died and verdict.verdict in FINE:
+        return verdict
+    changes = {"message": _bounded(str(loss.error)), "fault": loss.error.fault, "hindered": True, "required": True}
+    if not loss.died:
+        return verdict.model_copy(update={**changes, "verdict": "not-measured"})
+    said = f"; it had said: {verdict.message}" if verdict.verdict != "not-measured" and verdict.message else ""
+    message = _bounded(f"the server died during this check{said}. {loss.error}")
+    return verdict.model_copy(update={**changes, "message": message, "verdict": "fail"})
 
 
 def _bounded(message: str) -> str:
@@ -136,7 +199,7 @@ def _run(check: Check, subject: object, context: Context) -> Verdict:
     start = time.perf_counter()
     finding: Finding | None = None
     fault: Fault | None = None
-    required = True
+    required, hindered = True, False
     word: Word
     try:
         finding = _limited(check, check.function(subject), context.limits.get(check.id))
@@ -146,6 +209,10 @@ def _run(check: Check, subject: object, context: Context) -> Verdict:
         message, fault = finding.saw, finding.fault
     except NotMeasured as reason:
         word, message, required = "not-measured", str(reason), not isinstance(reason, NotApplicable)
+    except Lost as error:
+        word, message, hindered = "not-measured", str(error), True
+    except (UnreachableError, ForbiddenError) as error:  # what can't be asked is not known
+        word, message, fault, hindered = "not-measured", str(error), error.fault, True
     except SifproofError as error:
         word, message, fault = "fail", str(error), error.fault
     except (ConnectionError, TimeoutError) as error:  # the other end's doing, not the check's
@@ -154,7 +221,8 @@ def _run(check: Check, subject: object, context: Context) -> Verdict:
     except Exception as error:  # a fault of the check itself must not look like one of the image
         context.say(traceback.format_exc())
         word, message = "not-measured", f"the check itself failed ({type(error).__name__}: {error}); please report it"
-    verdict = context.verdict(check, word, message, seconds=time.perf_counter() - start, finding=finding, fault=fault)
+    seconds = time.perf_counter() - start
+    verdict = context.verdict(check, word, message, seconds=seconds, finding=finding, fault=fault, hindered=hindered)
     return verdict.model_copy(update={"required": required})
 
 

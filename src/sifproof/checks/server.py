@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -75,6 +75,8 @@ class Server:
     read_allocation_file: Callable[[str], bytes]
     ask_nomad: Callable[[], None]
     driver: str = "singularity"
+    silence_expected: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False)
+    """While such a block runs, a request without an answer is no news of what became of the server."""
     placement: Placement | None = None
     keep: ExitStack = field(default_factory=ExitStack, repr=False)
     """What checks of a suite share and somebody has to end: closed when the suite is over on this allocation."""

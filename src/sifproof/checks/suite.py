@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TextIO
 
 from sifproof import config, stages
 from sifproof.checks import registry
-from sifproof.checks.runner import Context, blocked_by, run_checks
+from sifproof.checks.presence import Loss, Watch
+from sifproof.checks.runner import Context, Look, blocked_by, run_checks
 from sifproof.checks.server import Placement, Server
 from sifproof.checks.teardown import Ended
 from sifproof.cluster import Cluster, Endpoints
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import deployed_job, teardown
 from sifproof.nomad.allocations import Allocation, parse_allocation
 from sifproof.nomad.submit import check_alive
+from sifproof.nomad.teardown import AllocationEnd
 from sifproof.records import PlannedSandbox, Verdict
 from sifproof.sandbox.client import SandboxClient
 
@@ -48,12 +51,16 @@ def run_suite(
         found = stages.read(endpoints, Endpoints)
         cluster = stages.read(nomad, Cluster)
         rendered = stages.read_document(job)
-        client = cluster.connect(settings.nomad)
     except SifproofError as error:
         yield from run_checks(checks, None, context, blocked=str(error))
         return
-    known = registry.load()
-    guards = {v.allocation: blocked_by(v) for v in earlier if known[v.check].guards and v.verdict != "pass"}
+    try:
+        client = cluster.connect(settings.nomad)
+    except SifproofError as error:
+        for there in (context.at(a.node_name, a.id) for a in found.allocations):
+            yield from run_checks(checks, None, there, blocked=str(error), hindered_by=error.fault)
+        return
+    ways = _in_the_way(earlier)
     for allocation in found.allocations:
         placement = Placement(
             run=run,
@@ -69,9 +76,14 @@ def run_suite(
         )
         server = server_of(placement)
         there = context.at(allocation.node_name, allocation.id)
+        watch = Watch(partial(cluster.connect, settings.nomad), allocation, port=placement.port_inside, run=run)
+        server.client.on_silence, server.silence_expected = watch.unanswered, watch.silence_expected
+        blocked, hindered_by = ways.get(allocation.id, ("", None))
         try:
-            yield from run_checks(checks, server, there, blocked=guards.get(allocation.id, ""))
+            yield from run_checks(checks, server, there, blocked=blocked, hindered_by=hindered_by, look=watch.look)
         finally:
+            watch.close()
+            server.client.on_silence = lambda: None
             try:
                 server.keep.close()
             except Exception as error:  # it is no news about the server, and the verdicts are there
@@ -93,6 +105,22 @@ def as_deployed(sandbox: config.Sandbox, slots: int, job: Mapping[str, Any]) -> 
         # Where its server starts, its line says in ways that are not read here.
         values |= {"slots": slots, "environment": given, "memory": memory, "workdir": ""}
     return sandbox.model_copy(update=values)
+
+
+def _in_the_way(earlier: Iterable[Verdict]) -> dict[str, tuple[str, Fault | None]]:
+    """Why an allocation is not looked at any more, by its id; and who has to act, where that was no check's finding."""
+    known = registry.load()
+    ways: dict[str, tuple[str, Fault | None]] = {}
+    last: dict[str, Verdict] = {}
+    for verdict in earlier:
+        last[verdict.allocation] = verdict
+        if known[verdict.check].guards and verdict.verdict != "pass":
+            ways.setdefault(verdict.allocation, (blocked_by(verdict), verdict.fault if verdict.hindered else None))
+    for allocation, verdict in last.items():
+        # What is lost stays so until the end of its suite, and after it.
+        if verdict.hindered:
+            ways.setdefault(allocation, (blocked_by(verdict), verdict.fault))
+    return ways
 
 
 def _planned(suite: str, planned: PlannedSandbox) -> list[registry.Check]:
@@ -150,11 +178,29 @@ def run_teardown(
                 run=run,
             )
     except SifproofError as error:
-        yield from run_checks(checks, None, context, blocked=str(error))
+        hindered_by = None if isinstance(error, stages.Inherited) else error.fault
+        for there in [context.at(a.node_name, a.id) for a in known] or [context]:
+            yield from run_checks(checks, None, there, blocked=str(error), hindered_by=hindered_by)
         return
     if not ended.allocations:
         yield from run_checks(checks, None, context, blocked=reason or "the job has no allocation")
     for allocation in ended.allocations:
         there = context.at(allocation.node, allocation.allocation)
         subject = Ended(allocation, ended.purged, settings.nomad.stopped_within_s, planned.driver)
-        yield from run_checks(checks, subject, there)
+        yield from run_checks(checks, subject, there, look=_look_at_node(cluster, settings, known, allocation, run))
+
+
+def _look_at_node(
+    cluster: Cluster, settings: config.Settings, known: Iterable[Allocation], ended: AllocationEnd, run: str
+) -> Look:
+    """Whether the node of ``ended`` was lost, to be asked where something is not as it should be."""
+    watches = [
+        Watch(partial(cluster.connect, settings.nomad), one, port=one.port, run=run)
+        for one in known
+        if one.id == ended.allocation
+    ]
+
+    def look(thorough: bool) -> Loss | None:
+        return next((watch.look_at_node() for watch in watches if thorough), None)
+
+    return look

@@ -309,17 +309,13 @@ def _of_node(
 ) -> tuple[Facts | None, list[Finding]]:
     """Facts and findings on ``node``; ``case`` is what is known of it without ``answer``."""
     if not node.usable:
-        if node.status != "ready":
-            mend = "systemctl restart nomad; journalctl -u nomad  # on the node: it says what keeps it from the servers"
-        else:
-            mend = f"nomad node {'drain -disable' if node.draining else 'eligibility -enable'} {node.id}"
         finding = Finding(
             id="node",
             severity="degrades",
             what=f"The node is {node.state}",
             why="Nomad places nothing there, and it was not looked at.",
-            mend=mend,
-            words=r"no ready and eligible node|Nomad lost",
+            mend=node.mend,
+            words=r"no ready and eligible node|Nomad lost|Nomad places nothing on",
         )
         return None, [finding]
     if answer is None or not answer.output:

@@ -225,6 +225,18 @@ class Client:
         found = self._read(answer, what, dict).values()
         return {one["Check"]: (one["Status"], one.get("Output") or "") for one in found}
 
+    def reach(self, node_id: str, *, within_s: float) -> None:
+        """Return once the agent of the node has answered, whatever it says.
+
+        Raises :class:`UnreachableError` where Nomad can't reach it, or hears nothing of it ``within_s`` seconds.
+        """
+        validate_id(node_id, "node id")
+        try:
+            with self._in_words(f"node {node_id}"):
+                self._files.stats.request(params={"node_id": node_id}, method="get", timeout=within_s)
+        except (NotFoundError, ForbiddenError):
+            return
+
     def logs(self, allocation: str, task: str, stream: str = "stderr", tail: int = 65536) -> str:
         """The last ``tail`` bytes that ``task`` wrote to ``stream`` (``stdout`` or ``stderr``); empty for none."""
         validate_id(allocation, "allocation id")

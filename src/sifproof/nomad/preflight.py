@@ -53,6 +53,13 @@ class Node(BaseModel):
             return "draining"
         return self.status if self.eligible or self.status != "ready" else "not eligible"
 
+    @property
+    def mend(self) -> str:
+        """What makes a node usable that is not, as a command."""
+        if self.status != "ready":
+            return "systemctl restart nomad; journalctl -u nomad  # on the node: it says what keeps it from the servers"
+        return f"nomad node {'drain -disable' if self.draining else 'eligibility -enable'} {self.id}"
+
 
 def _parse(raw: list[dict[str, object]]) -> list[Node]:
     nodes = []

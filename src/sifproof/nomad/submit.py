@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from signal import SIGKILL
 from typing import Any
 
 from sifproof.errors import Fault, SifproofError
@@ -16,7 +17,7 @@ from sifproof.image import blame
 from sifproof.nomad.allocations import Allocation, Event, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client
 from sifproof.nomad.job import CHANGED
-from sifproof.nomad.preflight import describe_nodes
+from sifproof.nomad.preflight import Node, describe_nodes, read_nodes
 
 _LIFETIME_OVER = "124"
 _LOG_LINES = 8
@@ -131,7 +132,22 @@ def explain_placement(metric: Mapping[str, Any], client: Client) -> tuple[list[s
         datacenters = ", ".join(f"{n} in {dc}" for dc, n in available.items()) or "none"
         reasons.append(f"no ready and eligible node (counted: {datacenters}; {describe_nodes(client)})")
         todos.append("choose a datacenter that has nodes, or make its nodes ready and eligible")
+    elif idle := _idle(metric, client):
+        # Nomad's reasons are of the nodes that are left: that there are others is what is to be mended first.
+        reasons.append("Nomad places nothing on " + ", ".join(f"{node.name}, which is {node.state}" for node in idle))
+        back = f"have {idle[0].name} back (`{idle[0].mend}`)"
+        todos.insert(0, f"{back}, or {todos[0]}" if todos else back)
     return reasons, todos[0] if todos else ""
+
+
+def _idle(metric: Mapping[str, Any], client: Client) -> list[Node]:
+    """The nodes on which Nomad places nothing now, of the datacenters that the job names."""
+    try:
+        nodes = read_nodes(client)
+    except SifproofError:
+        return []
+    here = metric.get("NodesAvailable") or {node.datacenter for node in nodes}
+    return [node for node in nodes if node.datacenter in here and not node.usable]
 
 
 def _nodes(number: int) -> str:
@@ -150,14 +166,14 @@ def failure_of(client: Client, allocation: Allocation) -> SifproofError | None:
     """Why ``allocation`` is not pending or running any more, as an error to raise; ``None`` while it is."""
     if allocation.client_status in ("pending", "running") and not allocation.failed:
         return None
-    where = f"allocation {allocation.id[:8]} of job {allocation.job_id} on node {allocation.node_name}"
+    where = _where(allocation)
     if allocation.client_status in ("lost", "unknown"):
         return SifproofError(
             f"Nomad lost {where}",
             why=f"it is {allocation.client_status}: the node stopped answering",
             todo="look at the node and at the log of its Nomad client",
         )
-    if allocation.desired_status != "run":
+    if allocation.desired_status != "run" and not unplanned_end(allocation):
         return SifproofError(f"Nomad was told to end {where}", why=f"desired: {allocation.desired_status}")
     by_type: dict[str, Event] = {event.type: event for event in allocation.events}
     for kind, did in (
@@ -170,13 +186,36 @@ def failure_of(client: Client, allocation: Allocation) -> SifproofError | None:
             return _not_started(by_type[kind], f"Nomad {did.format(where)}")
     ended = by_type.get("Terminated")
     if ended:
-        return _crashed(client, allocation, ended, where)
+        return death_of(client, allocation, ended)
     last = allocation.events[-1] if allocation.events else None
     return SifproofError(
         f"The task of {where} does not run",
         why=f"last event {last.type}: {last.message}" if last else "no event was reported",
         todo="look at the log of the node's Nomad client",
     )
+
+
+def _where(allocation: Allocation) -> str:
+    return f"allocation {allocation.id[:8]} of job {allocation.job_id} on node {allocation.node_name}"
+
+
+def unplanned_end(allocation: Allocation, after_ns: int = 0) -> Event | None:
+    """The first end of its task later than ``after_ns``, by the clock of the node, that nobody had asked Nomad for."""
+    asked = False
+    for event in allocation.events:
+        if event.type in ("Restart Signaled", "Killing", "Signaling"):
+            asked = True
+        elif event.type == "Started":
+            asked = False
+        elif event.type == "Terminated" and not asked and event.time_ns > after_ns:
+            return event
+    return None
+
+
+def was_killed(event: Event, *signals: int) -> bool:
+    """Whether ``event``, the end of a task, was by one of ``signals``, which a shell tells on as its exit code."""
+    codes = {str(128 + number) for number in signals}
+    return event.details.get("exit_code") in codes or event.details.get("signal") in {str(n) for n in signals}
 
 
 def _not_started(event: Event, what: str) -> SifproofError:
@@ -245,19 +284,16 @@ _LAST_WORDS: tuple[tuple[str, Fault, str], ...] = (
 )
 
 
-def _crashed(client: Client, allocation: Allocation, event: Event, where: str) -> SifproofError:
+def death_of(client: Client, allocation: Allocation, event: Event) -> SifproofError:
+    """What ``event``, the end of the task of ``allocation``, says of it: how it ended, and who has to act."""
+    where = _where(allocation)
     code, signal = event.details.get("exit_code", ""), event.details.get("signal", "0")
     how = f"signal {signal}" if signal not in ("", "0") else f"exit code {code}"
     said, unread = _said(client, allocation)
     words = unread or _last(said)
     why = how + (f"; its last words were: {words}" if words else "; it wrote nothing to stderr")
     if event.details.get("oom_killed") == "true" or (code == "137" and "OOM" in event.message):
-        return SifproofError(
-            f"The kernel ended the server of {where}",
-            why=f"it used more than the memory reserved for it ({how})",
-            todo="raise memory",
-            fault=Fault.CONFIGURATION,
-        )
+        return out_of_memory(allocation, how)
     if code == _LIFETIME_OVER and not words:
         return SifproofError(
             f"The server of {where} was ended because its lifetime is over",
@@ -274,8 +310,22 @@ def _crashed(client: Client, allocation: Allocation, event: Event, where: str) -
     for pattern, fault, todo in _LAST_WORDS:
         if re.search(pattern, words):
             return SifproofError(what, why=why, todo=todo, fault=fault)
-    todo = "start the image by hand with the same command and mend it"
-    return SifproofError(what, why=why, todo=todo, fault=Fault.IMAGE)
+    fault, todo = Fault.IMAGE, "start the image by hand with the same command and mend it"
+    if was_killed(event, SIGKILL):
+        # By the kernel, for want of memory on the node, or by a person: no image sends that to its own server.
+        what, fault = f"The server of {where} was killed, Nomad does not know by whom", Fault.INFRASTRUCTURE
+        todo = "look at the kernel's log on the node (`dmesg`); where it was for want of memory, raise memory"
+    return SifproofError(what, why=why, todo=todo, fault=fault)
+
+
+def out_of_memory(allocation: Allocation, how: str) -> SifproofError:
+    """That the kernel ended the task of ``allocation`` at the limit of memory that its job sets."""
+    return SifproofError(
+        f"The kernel ended the server of {_where(allocation)}",
+        why=f"it used more than the memory reserved for it ({how})",
+        todo="raise memory",
+        fault=Fault.CONFIGURATION,
+    )
 
 
 def last_words(client: Client, allocation: Allocation, stream: str = "stderr") -> str:

@@ -174,7 +174,7 @@ def decide(
             around = [fault for fault in faults if fault.sandbox in {"", sandbox.name}]
             suites = [*(suite for suite in sandbox.suites if suite != TEARDOWN), TEARDOWN]
             failures = _failures(rows, suites, around, describe, unnested)
-            own += failures + _gaps(sandbox, suites, rows, around, failures)
+            own += failures + _hindrances(rows) + _gaps(sandbox, suites, rows, around, failures)
             own.sort(key=_weight)
             reasons += own
             word = Outcome.of(item.fault for item in own).value
@@ -277,6 +277,24 @@ def _failures(
     return reasons
 
 
+def _hindrances(rows: Sequence[Verdict]) -> list[Reason]:
+    """What kept checks from looking, or ended what they looked at: told once for each allocation.
+
+    Of a server that died, the check that was at work tells it already.
+    """
+    first: dict[str, Verdict] = {}
+    for row in rows:
+        if row.hindered and (row.required or row.verdict == "fail"):
+            first.setdefault(row.allocation, row)
+    if len(first) > 1:
+        first.pop("", None)
+    return [
+        Reason(fault=row.fault, sandbox=row.sandbox, allocation=allocation, text=row.message)
+        for allocation, row in first.items()
+        if row.verdict == "not-measured"
+    ]
+
+
 def _gaps(
     sandbox: PlannedSandbox,
     suites: Sequence[str],
@@ -286,9 +304,17 @@ def _gaps(
 ) -> list[Reason]:
     """What the plan asks for and no verdict answers, one reason for each party that has to act."""
     gaps: dict[Fault, list[str]] = {}
+    hindered = {(row.suite, row.allocation): row.fault for row in rows if row.hindered}
+    nothing = all(row.verdict == "not-measured" for row in rows)
 
     def gap(text: str, suite: str, allocation: str = "") -> None:
-        behind = [record.fault for record in faults if _explains(record, suite, suites)]
+        # What was kept from being looked at there; nothing at all was measured for whatever was in its way.
+        behind = [
+            fault
+            for (where, whose), fault in hindered.items()
+            if (where, whose) == (suite, allocation) or (nothing and not allocation)
+        ]
+        behind += [record.fault for record in faults if _explains(record, suite, suites)]
         behind += [
             failure.fault
             for failure in failures
@@ -299,7 +325,7 @@ def _gaps(
 
     of_allocations = [row for row in rows if row.suite != TEARDOWN]
     checked = {row.allocation for row in of_allocations if row.allocation}
-    if all(row.verdict == "not-measured" for row in rows):
+    if nothing:
         gap("no check was measured" if rows else "no check was recorded", suites[0])
     elif len(checked) < sandbox.count:
         gap(f"{len(checked)} of {sandbox.count} allocations were checked", suites[0])

@@ -17,7 +17,7 @@ from sifproof.report.facts import Timing, image_facts, timings
 from sifproof.report.recorded import Recorded
 from sifproof.report.terms import FAILED
 
-CHECK_COLUMNS = [name for name in Verdict.model_fields if name != "fault"]
+CHECK_COLUMNS = [name for name in Verdict.model_fields if name not in ("fault", "hindered")]
 LEFT_OUT = "plan.left-out"
 """The check id of the row that stands for a sandbox that the run left out."""
 

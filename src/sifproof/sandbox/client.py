@@ -10,6 +10,7 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -166,6 +167,8 @@ class SandboxClient:
         self._token = token
         # One exchange at a time on a connection, so one connection for each thread.
         self._local = threading.local()
+        self.on_silence: Callable[[], None] = lambda: None
+        """Called where a request got no answer, before that is raised; may raise something weightier."""
 
     def __repr__(self) -> str:
         return f"SandboxClient({self.url!r})"
@@ -207,9 +210,11 @@ class SandboxClient:
         try:
             status, answer = connection.exchange(method, urlsplit(self.url).path + path, data, headers)
         except TimeoutError:
+            self.on_silence()
             late = f"no answer within {timeout_s or self.timeout_s:g} s"
             raise ServerError(f"{method} {path}: {connection.late or late}") from None
         except (OSError, http.client.HTTPException) as error:
+            self.on_silence()
             why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {_short(str(error))}"
             raise ServerError(f"{method} {path}: no answer", why=self._hidden(why.encode()).decode()) from None
         if len(answer) > MAX_ANSWER_BYTES:
