@@ -77,6 +77,16 @@ def _without_password(image: str) -> str:
 Image = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
 
 
+def _url(address: str) -> str:
+    if not re.match(r"https?://", address):
+        # Not shown: it may have a password.
+        raise ValueError("a URL such as http://127.0.0.1:4646 or https://nomad.example.org:4646 is expected")
+    return address
+
+
+Url = Annotated[str, AfterValidator(_url)]
+
+
 class Section(BaseModel):
     """A mapping of the config: unknown keys are errors, numbers are not guessed from words."""
 
@@ -283,9 +293,7 @@ class Sandbox(Section):
 class Nomad(Section):
     """The cluster. Where neither this nor `NOMAD_ADDR` gives an address, the run starts a local agent."""
 
-    address: str | None = Field(
-        default=None, pattern=r"^https?://", description="URL of the API; `NOMAD_ADDR` where absent"
-    )
+    address: Url | None = Field(default=None, description="URL of the API; `NOMAD_ADDR` where absent")
     namespace: str | None = Field(default=None, description="namespace; `NOMAD_NAMESPACE` where absent")
     region: str | None = Field(default=None, description="region; `NOMAD_REGION` where absent")
     lifetime_s: Seconds = Field(

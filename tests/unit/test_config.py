@@ -90,7 +90,7 @@ def test_a_wrong_key_of_a_sandbox_is_named_with_its_value_and_what_is_allowed(
         ({}, "sandboxes: is missing"),
         ({"sandboxes": {}}, "sandboxes = {}"),
         (settings(nomad={"lifetime": 3}), "did you mean `lifetime_s`?"),
-        (settings(nomad={"address": "localhost:4646"}), "nomad.address = 'localhost:4646'"),
+        (settings(nomad={"address": "localhost:4646"}), "nomad.address: a URL such as"),
         (settings(nomad={"lifetime_s": -1}), "nomad.lifetime_s = -1"),
         (settings(suites=["health", "speed"]), "'speed': input should be 'health', 'image', 'bash', 'files'"),
         (settings(conversion={"compression": "gzip", "level": 19}), "conversion.level: 19"),

@@ -81,6 +81,12 @@ def test_what_is_no_address_is_told_without_its_password(address):
     assert error.fault is Fault.CONFIGURATION
 
 
+def test_the_config_does_not_show_an_address_that_is_none():
+    with pytest.raises(SifproofError, match=r"nomad\.address: a URL such as") as caught:
+        config.load({"sandboxes": {"box": {"driver": "singularity"}}, "nomad": {"address": f"user:{TOKEN}@host"}})
+    assert TOKEN not in str(caught.value)
+
+
 # -- what is not Nomad ---------------------------------------------------------------------------------------------
 
 
