@@ -14,6 +14,7 @@ LACKING = {
     "FATAL:   while extracting /x.sif: root filesystem extraction failed: write /x: disk quota exceeded": "quota",
     "runtime/cgo: pthread_create failed: Resource temporarily unavailable\nSIGABRT: abort\nPC=0x7f m=0": "ulimit -u",
     "/bin/sh: 1: Cannot fork": "ulimit -u",
+    "/bin/sh: fork: retry: Resource temporarily unavailable": "ulimit -u",
     "FATAL:   while starting: fork/exec /usr/libexec/apptainer/bin/starter: resource temporarily unavailable": "ulimit",
     "FATAL:   exec /bin/serve failed: fork/exec /bin/serve: resource temporarily unavailable": "ulimit -u",
     "runtime: eventfd failed with 24\nfatal error: runtime: eventfd failed": "ulimit -n",

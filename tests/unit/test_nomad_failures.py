@@ -176,7 +176,10 @@ NOT_RESTARTING = ("Not Restarting", "Policy allows no restarts", {})
         # Whoever sent it: no image kills its own server so.
         ([terminated(137)], "", "was killed, Nomad does not know by whom", "dmesg", Fault.INFRASTRUCTURE),
         ([terminated(0, signal=9)], "", "was killed, Nomad does not know by whom", "dmesg", Fault.INFRASTRUCTURE),
-        ([terminated(135)], "", "exit code 135", "by hand", Fault.IMAGE),
+        ([terminated(134)], "", "exit code 134", "by hand", Fault.IMAGE),
+        # What is left of a server whose image is mounted no more, seen where squashfuse_ll was killed.
+        ([terminated(0, signal=7)], "", "signal 7", "squashfuse_ll", Fault.INFRASTRUCTURE),
+        ([terminated(135)], "", "exit code 135", "squashfuse_ll", Fault.INFRASTRUCTURE),
         ([terminated(137, oom="true")], "", "memory", "raise memory", Fault.CONFIGURATION),
         ([terminated(124)], "", "lifetime", "lifetime_s", Fault.CONFIGURATION),
         (

@@ -127,7 +127,7 @@ _STARTED = "correct `command` or `workdir`: the image has no such program or fol
 # By Apptainer's own form: Go's part pads before the text, the starter's before the colon.
 _OWN = re.compile(r"(FATAL|ERROR|WARNING|INFO|VERBOSE|DEBUG)(: +|\s+: )\S")
 _ENDS = re.compile(r"FATAL:   |ERROR +: ")
-_OF_THE_RUNTIME = re.compile(r"runtime(/cgo)?: |fatal error: |(/bin/)?sh: \d+: Cannot fork|timeout: fork")
+_OF_THE_RUNTIME = re.compile(r"runtime(/cgo)?: |fatal error: |(/bin/)?(ba)?sh: (\d+: Cannot fork|fork: )|timeout: fork")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from signal import SIGKILL
+from signal import SIGBUS, SIGKILL
 from typing import Any
 
 from sifproof.errors import Fault, SifproofError
@@ -20,6 +20,12 @@ from sifproof.nomad.job import CHANGED
 from sifproof.nomad.preflight import Node, describe_nodes, read_nodes
 
 _LIFETIME_OVER = "124"
+_KILLED = "look at the kernel's log on the node (`dmesg`); where it was for want of memory, raise memory"
+_UNMAPPED = (
+    "a part of its files could not be read any more: see who ended the mount of the image (squashfuse_ll, for want of "
+    "memory perhaps), and what the kernel's log says of the disk"
+)
+_UNREAD = "look at the node, and at the log of its Nomad client: what ended the server is not known"
 _LOG_LINES = 8
 _LOG_BYTES = 65536
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -272,7 +278,7 @@ _LAST_WORDS: tuple[tuple[str, Fault, str], ...] = (
         "let the node's user make user namespaces, or try the other value of `userns`",
     ),
     (
-        r"No space left on device|Disk quota exceeded|Stale file handle|Input/output error",
+        r"No space left on device|Disk quota exceeded|Stale file handle|Input/output error|Transport endpoint is not",
         Fault.INFRASTRUCTURE,
         "look at the disk of the node, and at what its user may take of it",
     ),
@@ -303,19 +309,21 @@ def death_of(client: Client, allocation: Allocation, event: Event) -> SifproofEr
         )
     what = f"The server of {where} ended by itself"
     if unread:
-        todo = "look at the node, and at the log of its Nomad client: what ended the server is not known"
-        return SifproofError(what, why=why, todo=todo)
-    if blamed := blame.of_start(said):
-        return SifproofError(what, why=why, todo=blamed.todo, fault=blamed.fault)
-    for pattern, fault, todo in _LAST_WORDS:
-        if re.search(pattern, words):
-            return SifproofError(what, why=why, todo=todo, fault=fault)
-    fault, todo = Fault.IMAGE, "start the image by hand with the same command and mend it"
-    if was_killed(event, SIGKILL):
+        return SifproofError(what, why=why, todo=_UNREAD)
+    blamed = blame.of_start(said) or _blame_by(words)
+    if blamed is None and was_killed(event, SIGKILL):
         # By the kernel, for want of memory on the node, or by a person: no image sends that to its own server.
-        what, fault = f"The server of {where} was killed, Nomad does not know by whom", Fault.INFRASTRUCTURE
-        todo = "look at the kernel's log on the node (`dmesg`); where it was for want of memory, raise memory"
-    return SifproofError(what, why=why, todo=todo, fault=fault)
+        what = f"The server of {where} was killed, Nomad does not know by whom"
+        blamed = blame.Blame(Fault.INFRASTRUCTURE, _KILLED)
+    if blamed is None and was_killed(event, SIGBUS):
+        blamed = blame.Blame(Fault.INFRASTRUCTURE, _UNMAPPED)
+    blamed = blamed or blame.Blame(Fault.IMAGE, "start the image by hand with the same command and mend it")
+    return SifproofError(what, why=why, todo=blamed.todo, fault=blamed.fault)
+
+
+def _blame_by(words: str) -> blame.Blame | None:
+    """Who is to blame for a task that ended with ``words`` which are known."""
+    return next((blame.Blame(fault, todo) for pattern, fault, todo in _LAST_WORDS if re.search(pattern, words)), None)
 
 
 def out_of_memory(allocation: Allocation, how: str) -> SifproofError:
