@@ -187,7 +187,7 @@ def test_a_way_that_leads_nowhere_is_the_networks(monkeypatch):
         ("3", None, Fault.IMAGE, "exit code 3"),
         ("137", KERNEL, Fault.CONFIGURATION, "the kernel killed squashfuse_ll of it"),
         ("135", KERNEL, Fault.CONFIGURATION, "Raise memory"),
-        ("135", "", Fault.IMAGE, "exit code 135"),
+        ("135", "", Fault.INFRASTRUCTURE, "exit code 135"),
         ("137", "", Fault.INFRASTRUCTURE, "Nomad does not know by whom"),
         ("137", ProbeError("refused"), Fault.INFRASTRUCTURE, "is not known"),
         ("135", ProbeError("refused"), Fault.INFRASTRUCTURE, "is not known"),

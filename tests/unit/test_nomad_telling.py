@@ -10,7 +10,7 @@ import pytest
 
 from sifproof import cli, config, preflight, run
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad import session
+from sifproof.nomad import local, session
 from sifproof.nomad.client import ForbiddenError, NotFoundError, UnreachableError, connect
 
 TOKEN = "7a6d1f52-secret"
@@ -233,6 +233,15 @@ def test_a_proxy_that_makes_no_way_to_tls_is_told_as_one(nomad, proxied):
     nomad.answers = (403, PAGE, HTML)
     error = told(proxied.replace("http:", "https:"))
     assert error.what.startswith(f"The proxy {nomad.address} leads to no Nomad at ")
+
+
+def test_nobody_is_sent_to_an_address_for_an_agent_that_the_run_started(tmp_path):
+    (tmp_path / "token").write_text(TOKEN)
+    with local.connect_to("http://127.0.0.1:1", tmp_path) as client, pytest.raises(UnreachableError) as caught:
+        client.get("nodes")
+    assert "The Nomad agent that the run started does not answer" in str(caught.value)
+    assert "NOMAD_ADDR" not in str(caught.value)
+    assert "nomad-agent.log" in caught.value.todo
 
 
 # -- every command -------------------------------------------------------------------------------------------------

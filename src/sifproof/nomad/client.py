@@ -62,6 +62,7 @@ class Client:
         verify: bool | str = True,
         certificate: tuple[str, str] | None = None,
         server_name: str | None = None,
+        own: bool = False,
     ) -> None:
         parts = parse_address(address)
         check_token(token or "")
@@ -72,7 +73,7 @@ class Client:
         session.trust_env = not is_loopback(parts.hostname or "")
         if server_name:
             session.mount("https://", ServerName(server_name))
-        self._telling = Telling(address, self.namespace, [token or ""], proxies=session.trust_env)
+        self._telling = Telling(address, self.namespace, [token or ""], proxies=session.trust_env, own=own)
         self.address = self._telling.address
         settings: dict[str, Any] = {
             "address": address.rstrip("/"),
@@ -343,12 +344,14 @@ def connect(
     client_cert: str | None = None,
     client_key: str | None = None,
     environment: Mapping[str, str] | None = None,
+    own: bool = False,
 ) -> Client:
     """A client of the cluster at ``address``. What is not given is taken from Nomad's own variables.
 
     These are ``NOMAD_ADDR``, ``NOMAD_TOKEN``, ``NOMAD_NAMESPACE``, ``NOMAD_REGION``, ``NOMAD_CACERT``,
     ``NOMAD_CAPATH``, ``NOMAD_CLIENT_CERT``, ``NOMAD_CLIENT_KEY``, ``NOMAD_TLS_SERVER_NAME`` and ``NOMAD_SKIP_VERIFY``,
     read from ``environment`` (``os.environ``; give ``{}`` for an agent that needs none of them). Nothing is sent yet.
+    ``own`` is for an agent that the run started itself: where it does not answer, no setting is to blame.
 
     Raises :class:`SifproofError` where the address or a certificate file can't be used.
     """
@@ -388,4 +391,5 @@ def connect(
         verify=False if skip_verify else (authority or True),
         certificate=(certificate, key) if certificate and key else None,
         server_name=setting("NOMAD_TLS_SERVER_NAME"),
+        own=own,
     )

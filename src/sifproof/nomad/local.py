@@ -115,7 +115,7 @@ def connect_to(address: str, directory: Path, namespace: str | None = None) -> C
             why=f"its token can't be read: {error.strerror}",
             todo="read nomad-agent.log in the run's folder",
         ) from None
-    return connect(address, token=token, namespace=namespace, environment={})
+    return connect(address, token=token, namespace=namespace, environment={}, own=True)
 
 
 def start(

@@ -39,9 +39,15 @@ class UnreachableError(SifproofError):
 
 
 class Telling:
-    """Puts errors of one connection into words; ``address`` may have a password, what is told has none."""
+    """Puts errors of one connection into words; ``address`` may have a password, what is told has none.
 
-    def __init__(self, address: str, namespace: str, secrets: Iterable[str], *, proxies: bool) -> None:
+    ``own`` says that it is that of an agent which the run started itself: no setting leads to it.
+    """
+
+    def __init__(
+        self, address: str, namespace: str, secrets: Iterable[str], *, proxies: bool, own: bool = False
+    ) -> None:
+        self._own = own
         self.address = without_password(address.rstrip("/"))
         self._namespace = namespace
         proxy = select_proxy(address, get_environ_proxies(address)) if proxies else None
@@ -81,6 +87,12 @@ class Telling:
                 f"The proxy {self._proxy or 'of this machine'} leads to no Nomad at {self.address}",
                 why=words,
                 todo=self._without_proxy(),
+            )
+        if self._own:
+            return UnreachableError(
+                f"The Nomad agent that the run started does not answer at {self.address}",
+                why=words,
+                todo="read nomad-agent.log in the run's folder: it tells whether the agent ended, and why",
             )
         if isinstance(cause, requests.exceptions.ConnectionError):
             return UnreachableError(
