@@ -491,8 +491,11 @@ headers = {"Content-Type": "application/json"}
 if os.environ["authorization"]:
     headers["Authorization"] = os.environ["authorization"]
 connection = kind(host, int(port), timeout=3, **more)
-connection.request(method, path, body.encode(), headers)
-answer = connection.getresponse()
+try:
+    connection.request(method, path, body.encode(), headers)
+    answer = connection.getresponse()
+except OSError as error:
+    sys.exit(str(error))
 print("HTTP/1.1", answer.status, answer.reason)
 print(answer.read(2000).decode("latin-1"))
 ' "$@"
