@@ -90,6 +90,17 @@ def close_to_slots(data: Path, given: Iterable[Path]) -> list[str]:
     return problems
 
 
+def keep_names(data: Path) -> None:
+    """Let nobody rename in ``data`` what is not his: Nomad lets every user of the node, who could put one of his own
+    into the place of the slots'. Where the server may not change it, it stays as it is.
+    """
+    with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+        descriptor = _keep(stack, _open_data(data))
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if mode & 0o022 and not mode & stat.S_ISVTX:
+            path_of(descriptor).chmod(mode | stat.S_ISVTX)
+
+
 def _close(directory: Path, *, on_the_way: bool) -> None:
     with contextlib.ExitStack() as stack:
         descriptor = _keep(stack, os.open(directory, _THROUGH | os.O_NOFOLLOW))

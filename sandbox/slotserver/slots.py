@@ -122,6 +122,7 @@ class Slots:
         reaper = Reaper()
         reaper.install()
         chosen, why_not = await containment.choose(reaper, data_dir, count, user_per_slot=user_per_slot)
+        directories.keep_names(data_dir)
         containment.hold_to(data_dir, chosen, why_not, weaker=weaker)
         places = [Place.of_slot(data_dir, index) for index in range(count)]
         threads = ThreadPoolExecutor(count + _SPARE_THREADS, thread_name_prefix="files")

@@ -49,7 +49,12 @@ class Slot:
         self.name, self.folder = name, folder
         self.lock = threading.Lock()
         self.running = None
-        folder.mkdir(parents=True, exist_ok=True)
+        self.open()
+
+    def open(self):
+        """A command may have closed its directory."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o755)
 
     def inside(self, path, outside=403):
         """The real path that ``path`` names in the workspace."""
@@ -222,6 +227,7 @@ class Server:
         if tool is None or str(call["tool"]).startswith("_"):
             return answer | {"error": f"Unknown tool: {call['tool']}"}
         with slot.lock:
+            slot.open()
             slot.running = call.get("execution_id")
             try:
                 output, metadata = tool(self.tools, slot, call.get("args") or {}, call.get("timeout") or 30.0)
@@ -251,6 +257,7 @@ class Server:
         if slot is None:
             return answer | {"success": False, "error": f"Unknown slot: {call['slot_id']}"}
         with slot.lock:
+            slot.open()
             for entry in slot.folder.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     for folder, _, _ in os.walk(entry):

@@ -20,7 +20,7 @@ from sifproof import tools
 from sifproof.checks.isolation import scripts
 from sifproof.checks.isolation.host import far_directories, judge_devices, judge_place
 from sifproof.checks.isolation.planted import Planted, Said, is_ordinary, look_at_environment
-from sifproof.checks.isolation.slot import Greed, Limits
+from sifproof.checks.isolation.slot import Greed, Limits, LockedIn
 from sifproof.checks.registry import NotApplicable, NotMeasured
 from sifproof.errors import Fault
 from sifproof.sandbox.client import Result
@@ -513,3 +513,28 @@ def test_who_reaches_nobody_is_told_from_who_has_nothing_to_ask_with(tmp_path, a
     without = asked(tmp_path / "without", "nc", api, 1)
     assert not without.one("way")
     assert not without["answer"]
+
+
+BOTH = {"slot_0", "slot_1"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "passed", "said"),
+    [
+        (LockedIn(BOTH, []), LockedIn(BOTH, []), True, "2 slots sandboxed, 2 before; slot 1 reads nothing of slot 0"),
+        (LockedIn(set(), []), LockedIn(set(), []), True, "0 slots sandboxed, 0 before"),
+        (LockedIn(set(), []), LockedIn(BOTH, []), True, "2 slots sandboxed, 0 before"),
+        (LockedIn(BOTH, []), LockedIn({"slot_1"}, []), False, "a command of slot_0 is not sandboxed any more"),
+        (LockedIn(BOTH, []), LockedIn(BOTH, ["by /data"]), False, "slot 1 reads slot 0's file: by /data"),
+        (LockedIn(set(), []), LockedIn(set(), ["by /data"]), False, "slot 1 reads slot 0's file: by /data"),
+        (LockedIn(BOTH, ["by /data"]), LockedIn(BOTH, ["by /data"]), True, "reads what it did before of slot 0"),
+    ],
+)
+def test_commands_are_locked_in_as_before(before, after, passed, said):
+    found = before.still(after)
+    assert (found.passed, said in found.saw) == (passed, True), found
+
+
+def test_what_was_open_before_is_no_news():
+    with pytest.raises(NotApplicable, match="before, too: by /data"):
+        LockedIn(set(), ["by /data"]).still(LockedIn(set(), ["by /data"]))

@@ -1109,6 +1109,11 @@ class TestHostile:
                     assert folder.stat().st_mode & 0o707 == 0o707  # nobody else lost a right
                 assert sorted(path.name for path in allocation.iterdir()) == ["data", "logs"]
 
+    def test_no_stranger_moves_what_is_the_servers(self, server: Server) -> None:
+        """In a directory that Nomad made writable for every user of the node."""
+        mode = server.data_dir.stat().st_mode
+        assert (mode & 0o007, mode & stat.S_ISVTX) == (0o007, stat.S_ISVTX)
+
 
 class TestAfterARestart:
     def test_a_slot_that_was_closed_changes_nothing(self, start: Callable[..., Any], containment: str) -> None:

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sifproof.checks.registry import Finding, NotMeasured, check, expect
+from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
+from sifproof.config import DRIVERS
 from sifproof.errors import SifproofError
 from sifproof.sandbox.client import Result
 
@@ -385,6 +386,24 @@ def slots_own_files(server: Server) -> Finding:
         written.success and seen.success and name not in seen.output.split(),
         f"wrote: {written}; the other slot: {seen}",
     )
+
+
+@check(
+    "bash.tmp-kept",
+    "What a command leaves in `/tmp` is there for the slot's next command.",
+    why="Agents and build tools put there what a later call uses, and find it on every other machine.",
+    todo="Give each slot a `/tmp` that lives as long as what is in its workspace, not as long as a call.",
+    advisory=dict.fromkeys(
+        DRIVERS, "the protocol does not say that `/tmp` stays, and servers make it new for each call"
+    ),
+)
+def tmp_kept(server: Server) -> Finding:
+    name = nonce()
+    left = server.bash(f"echo {name} > /tmp/{name}")
+    if not left.success:
+        raise NotApplicable(f"a command can't write to /tmp: {left}")
+    seen = server.bash(f"cat /tmp/{name} && rm -f /tmp/{name}")
+    return expect(seen.output.strip() == name, f"a file that the command before left there: {seen}")
 
 
 SPAN = "read a b < /proc/uptime; sleep {seconds}; read c d < /proc/uptime; echo $a $c"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from shlex import quote
 
 from sifproof.checks.health import answers
+from sifproof.checks.isolation.slot import LockedIn
 from sifproof.checks.registry import Finding, NotMeasured, check, expect, measured
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
@@ -103,13 +104,22 @@ class Restarted:
 
     files: list[Kept]
     answered: Finding
+    before: LockedIn | NotMeasured
+
+
+def _seen(server: Server) -> LockedIn | NotMeasured:
+    """How commands are locked in, or why that can't be told."""
+    try:
+        return LockedIn.seen(server, looked_at(server))
+    except NotMeasured as reason:
+        return reason
 
 
 def _restart(server: Server) -> Restarted:
     placed = server.placed
     nomad, allocation = placed.nomad, placed.allocation
     before = last_start_ns(parse_allocation(nomad.get("allocation", allocation.id)))
-    files = write_files(server)
+    files, locked_in = write_files(server), _seen(server)
     begin = time.monotonic()
     try:
         nomad.restart(allocation.id, allocation.task)
@@ -122,10 +132,10 @@ def _restart(server: Server) -> Restarted:
     seconds = time.monotonic() - begin
     after = wait_started_again(nomad, allocation.id, before, server.ready_within_s)
     if (after.address, after.port) != (allocation.address, allocation.port):
-        return Restarted(files, expect(False, f"it was at {allocation.url}, Nomad now says {after.url}"))
-    if not answered.passed:
-        return Restarted(files, answered)
-    return Restarted(files, measured(seconds, f"{seconds:.2f} s until `/health` answered at {after.url}"))
+        answered = expect(False, f"it was at {allocation.url}, Nomad now says {after.url}")
+    elif answered.passed:
+        answered = measured(seconds, f"{seconds:.2f} s until `/health` answered at {after.url}")
+    return Restarted(files, answered, locked_in)
 
 
 @check(
@@ -148,15 +158,35 @@ def restart(server: Server) -> Finding:
     once=True,
 )
 def after_restart(server: Server) -> Finding:
-    try:
-        restarted = server.share("restart", lambda: _restart(server))
-    except SifproofError as error:
-        raise NotMeasured(f"the server did not come back: {error}") from None
-    if not restarted.answered.passed:
-        raise NotMeasured(f"the server did not come back: {restarted.answered.saw}")
+    restarted = _restarted(server)
     wrong = lost(server, restarted.files)
     for kept in restarted.files if not wrong else []:
         removed = server.bash(f"rm {quote(kept.path)}", slot=kept.slot)
         if not removed.success:
             wrong.append(f"{kept} can't be removed: {removed}")
     return expect(not wrong, "; ".join(wrong) or f"{len(restarted.files)} files as they were written")
+
+
+def _restarted(server: Server) -> Restarted:
+    try:
+        restarted = server.share("restart", lambda: _restart(server))
+    except SifproofError as error:
+        raise NotMeasured(f"the server did not come back: {error}") from None
+    if not restarted.answered.passed:
+        raise NotMeasured(f"the server did not come back: {restarted.answered.saw}")
+    return restarted
+
+
+@check(
+    "persistence.isolation",
+    "After a restart of the task commands are locked in as before: what was sandboxed is, and a slot reads no file of "
+    "another that it could not read before.",
+    why="What a server tries at its start may fail the next time: it goes on without its sandboxes, and nobody knows.",
+    todo="Let the server end, or refuse commands, where it can't lock them in as it did before.",
+    once=True,
+)
+def isolation(server: Server) -> Finding:
+    restarted = _restarted(server)
+    if isinstance(restarted.before, NotMeasured):
+        raise restarted.before
+    return restarted.before.still(LockedIn.seen(server, looked_at(server)))

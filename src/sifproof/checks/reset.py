@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from shlex import quote
 
-from sifproof.checks.registry import Finding, NotMeasured, check, expect
+from sifproof.checks.isolation.slot import CACHES, TEMPORARY
+from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import SifproofError
 
@@ -40,16 +45,92 @@ def empties(server: Server) -> Finding:
     )
 
 
+_OPEN = re.compile(r"^drwx", re.MULTILINE)
+_WORKS = "ls -ld . && echo usable > file && cat file && rm file"
+
+
+@check(
+    "reset.closed",
+    "After a command closed its slot's directory (`chmod 000 .`) the next command runs, and after a reset the "
+    "directory is open for reading and writing; so it is where a command made it read-only.",
+    why="One `chmod -R` that goes wrong would else cost a slot, for its agent and for all after it, while `/health` "
+    "says ok.",
+    todo="Before each command see that the slot's directory can be entered, and let a reset give it its first mode.",
+)
+def closed(server: Server) -> Finding:
+    # If it is lost, not the one that all the other checks use.
+    slot = server.slots - 1
+    seen = {}
+    with opened_in_the_end(server, slot):
+        for mode in ("000", "555"):
+            made = server.bash(f"chmod {mode} .", slot=slot)
+            if not made.success:
+                raise NotMeasured(f"a command can't change the mode of its directory: {made}")
+            after, word = server.bash(f"echo {mode}", slot=slot), f"after `chmod {mode} .`"
+            result = server.client.reset(server.slot(slot))
+            works = server.bash(_WORKS, slot=slot)
+            if after.output.strip() != mode:
+                seen[f"{word} a command"] = after
+            if not result.success:
+                seen[f"{word} a reset"] = result
+            elif "usable" not in works.output or not _OPEN.search(works.output):
+                seen[f"{word} and a reset"] = works
+            if seen:
+                break
+    return expect(not seen, "; ".join(f"{what}: {saw}" for what, saw in seen.items()) or f"at last: {works}")
+
+
+@contextmanager
+def opened_in_the_end(server: Server, slot: int) -> Iterator[None]:
+    """Open the slot's directory, which a command closes meanwhile; from the node where the server can't."""
+    try:
+        yield
+    finally:
+        with suppress(SifproofError, NotMeasured):
+            if not server.bash("chmod 755 .", slot=slot).success:
+                folder = f'"$NOMAD_ALLOC_DIR"/../../{quote(server.placed.allocation.id)}/alloc/data'
+                server.placed.node.run(f"chmod 755 {folder}/{quote(server.workspace(slot))}")
+
+
+@check(
+    "reset.tmp",
+    "After a reset nothing is left of what the slot's commands wrote to `/tmp`, `/var/tmp`, `/dev/shm` and the like, "
+    "or to a cache.",
+    why="The next agent would find the last one's keys, or build with what it left there.",
+    todo="Give each slot a `/tmp` of its own and empty it too; where slots share one, remove what the slot's "
+    "user owns.",
+)
+def tmp(server: Server) -> Finding:
+    name = nonce()
+    places = f'for d in {TEMPORARY} {CACHES}; do f="$d/{name}"; if ! [ "$d" -ef . ]'
+    leave = 'mkdir "$f" && echo x > "$f/file" && ln -s / "$f/link" && chmod 500 "$f"'
+    left = server.bash(f'{places} && {leave}; then echo "$d"; fi; done 2>/dev/null; :')
+    if not left.success:
+        raise NotMeasured(f"whether a slot can write there could not be seen: {left}")
+    if not left.output.strip():
+        raise NotApplicable(f"a command can write to none of {TEMPORARY}, and to no cache")
+    result = server.client.reset(server.slot())
+    seen = server.bash(f'{places} && [ -e "$f" ]; then echo "$d"; chmod 700 "$f"; rm -rf "$f"; fi; done 2>/dev/null; :')
+    found = list(dict.fromkeys(seen.output.split()))
+    there = f"left in {', '.join(found)}" if found else f"gone from {', '.join(dict.fromkeys(left.output.split()))}"
+    return expect(result.success and seen.success and not found, f"reset: {result}; {there}")
+
+
 @check(
     "reset.only-that-slot",
-    "A reset leaves the files of other slots and the commands that run there alone.",
+    "A reset leaves the files of other slots, also where links lead to them, and the commands that run there alone.",
     why="The slots of one server belong to different agents.",
-    todo="Look at what the reset removes and ends: only what belongs to the one slot.",
+    todo="Look at what the reset removes and ends: only what belongs to the one slot. It must follow no link.",
     waits_s=0.4,
 )
 def only_that_slot(server: Server) -> Finding:
     name, word = nonce(), nonce()
     server.write(f"{name}/file", word, slot=1)
+    told = next((e.get("workspace_dir") for e in server.client.slots() if e.get("slot_id") == server.slot(1)), "")
+    server.bash(
+        f"mkdir -p {name}/deep; ln -s ../{server.slot(1)} {name}.up; for l in {name} {name}/deep/link; do "
+        f"ln -s {quote(str(told))}/{name} $l.there; ln -s {quote(str(told))} $l.all; done"
+    )
     with ThreadPoolExecutor(1) as caller:
         running = caller.submit(server.bash, f"sleep 0.4; cat {name}/file", slot=1)
         server.wait_until_busy(1)

@@ -7,12 +7,14 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sifproof.checks.health import answers
+from sifproof.checks.isolation.slot import LockedIn
 from sifproof.checks.persistence import SLOTS_LOOKED_AT, Kept, looked_at, lost, write_files
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
+from sifproof.checks.reset import opened_in_the_end
 from sifproof.checks.server import Server, nonce
 from sifproof.checks.suite import server_of
 from sifproof.checks.twins import second_job, start
@@ -84,13 +86,38 @@ class Killed:
     server: Server
     files: list[Kept]
     answered: Finding
+    locked_in: Finding | NotMeasured
 
 
 def _kill(server: Server) -> Killed:
     there = _twin(server)
+    try:
+        before = LockedIn.seen(there, looked_at(there))
+    except NotMeasured as error:
+        reason = error  # its own name ends here
+        return _kill_closed(there, lambda: reason)
+    return _kill_closed(there, lambda: before.still(LockedIn.seen(there, looked_at(there))))
+
+
+def _kill_closed(there: Server, look: Callable[[], Finding | NotMeasured]) -> Killed:
+    """Kill it while the first slot's directory is closed, on which a server may try what it can do; then ``look``."""
+    with opened_in_the_end(there, 0):
+        files = write_files(there)
+        there.bash("chmod 000 .")
+        answered = _kill_server(there)
+        locked_in: Finding | NotMeasured = NotMeasured(f"the server did not come back: {answered.saw}")
+        if answered.passed:
+            try:
+                locked_in = look()
+            except NotMeasured as reason:
+                locked_in = reason
+    return Killed(there, files, answered, locked_in)
+
+
+def _kill_server(there: Server) -> Finding:
+    """Kill it and wait until it is there again: a measurement of that, or what came of it."""
     placed = there.placed
     before = last_start_ns(parse_allocation(placed.nomad.get("allocation", placed.allocation.id)))
-    files = write_files(there)
     begin = time.monotonic()
     try:
         killed = signals.kill_server(placed.node, placed.allocation.id, there.placed.port_inside)
@@ -104,7 +131,7 @@ def _kill(server: Server) -> Killed:
     except SifproofError as error:
         if not answered.passed:
             lost = expect(False, f"{answered.saw} {error}")
-            return Killed(there, files, dataclasses.replace(lost, fault=error.fault))
+            return dataclasses.replace(lost, fault=error.fault)
         if not set(signals.find_server(placed.node, placed.allocation.id, there.placed.port_inside)) - set(killed):
             raise
         after, how = placed.allocation, "; its own supervisor started it again, and Nomad did not have to"
@@ -114,7 +141,7 @@ def _kill(server: Server) -> Killed:
         answered = measured(
             seconds, f"{seconds:.2f} s after the order to kill it `/health` answered at {after.url}{how}"
         )
-    return Killed(there, files, answered)
+    return answered
 
 
 @check(
@@ -145,14 +172,35 @@ def killed(server: Server) -> Finding:
     once=True,
 )
 def killed_data(server: Server) -> Finding:
+    after = _killed(server)
+    wrong = lost(after.server, after.files)
+    return expect(not wrong, "; ".join(wrong) or f"{len(after.files)} files as they were written")
+
+
+def _killed(server: Server) -> Killed:
     try:
         after = server.share("killed", lambda: _kill(server))
     except SifproofError as error:
         raise NotMeasured(f"the server did not come back: {error}") from None
     if not after.answered.passed:
         raise NotMeasured(f"the server did not come back: {after.answered.saw}")
-    wrong = lost(after.server, after.files)
-    return expect(not wrong, "; ".join(wrong) or f"{len(after.files)} files as they were written")
+    return after
+
+
+@check(
+    "resilience.killed-isolation",
+    "After the server was killed and started again, commands are locked in as before, also where a slot had closed its "
+    "own directory (`chmod 000 .`) meanwhile.",
+    why="A server that tries at its start, in a slot's directory, what it can do, finds there what a command made of "
+    "it: one agent would take all slots their sandboxes.",
+    todo="Try it in a directory that no command can reach, and end, or refuse commands, rather than do with less.",
+    once=True,
+)
+def killed_isolation(server: Server) -> Finding:
+    locked_in = _killed(server).locked_in
+    if isinstance(locked_in, NotMeasured):
+        raise locked_in
+    return locked_in
 
 
 @check(

@@ -33,6 +33,8 @@ class Defect:
     anything: bool = False
     nomad: bool = False
     """Whether only a check of a sandbox under Nomad sees it: it is tried there, see ``test_bash_files_defects.py``."""
+    docker: bool = False
+    """Whether it is one of servers in Docker's default profile: it is tried there alone."""
     elsewhere: tuple[str, ...] = ()
 
 

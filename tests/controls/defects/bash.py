@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -119,25 +118,25 @@ async def no_timeout(path, call, go):
     return await go(call | {"timeout": 30.0} if is_call(call, "bash") else call)
 
 
-@turns_red("bash.timeout-tree", elsewhere=("reset.processes",))
+@turns_red("bash.timeout-tree", elsewhere=("reset.processes", "reset.tmp"))
 def children_survive_the_timeout(arguments):
     """A time-out ends the shell alone; what it started lives on."""
     leave_children("timeout", "all")
 
 
-@turns_red("bash.timeout-tree")
+@turns_red("bash.timeout-tree", elsewhere=("reset.tmp",))
 def daemons_survive_the_timeout(arguments):
     """A time-out ends the process group alone; a child in a group or a session of its own lives on."""
     leave_children("timeout", "daemons")
 
 
-@turns_red("bash.background", elsewhere=("reset.processes",))
+@turns_red("bash.background", elsewhere=("reset.processes", "reset.tmp"))
 def background_children_live_on(arguments):
     """What a command leaves in the background outlives its call."""
     leave_children("end", "all")
 
 
-@turns_red("bash.background")
+@turns_red("bash.background", elsewhere=("reset.tmp",))
 def daemons_outlive_their_call(arguments):
     """The end of a call ends its process group alone; a child in a group or a session of its own outlives it."""
     leave_children("end", "daemons")
@@ -146,6 +145,8 @@ def daemons_outlive_their_call(arguments):
 def leave_children(when: str, whom: str) -> None:
     """Commands run under a supervisor that leaves children behind, and not in bubblewrap, which can't."""
     from slotserver import containment, process
+
+    from defects.isolation_slot import without_bubblewrap
 
     argv = containment.Supervised.argv
     leaves = str(Path(__file__).parents[1] / "leaves_children.py")
@@ -158,7 +159,7 @@ def leave_children(when: str, whom: str) -> None:
         """What a supervisor left is what is looked for."""
 
     containment.Supervised.argv = leaving
-    containment.shutil = type("shutil", (), {**vars(shutil), "which": staticmethod(lambda program: None)})
+    without_bubblewrap()
     process.Reaper.end_strays = end_none
 
 
@@ -294,6 +295,19 @@ async def a_descriptor_for_each_call(path, call, go):
     if is_call(call, "bash"):
         os.open(os.devnull, os.O_RDONLY)
     return await go(call)
+
+
+@turns_red("bash.tmp-kept", nomad=True)
+def tmp_for_each_call(arguments):
+    """`/tmp` is new with each call: what a command left there is gone for the next."""
+    from defects.isolation_slot import in_bubblewrap
+
+    def change(words, place):
+        at = words.index("--bind")
+        assert words[at + 1] == str(place.tmp)
+        return [*words[:at], "--tmpfs", *words[at + 2 :]]
+
+    in_bubblewrap(change)
 
 
 CALLS = itertools.count()

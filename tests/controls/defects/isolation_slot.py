@@ -1,5 +1,6 @@
 """Slots that reach each other. Each changes how the server locks commands in."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import sys
 
 from defects import turns_red
 
-ALL = ("files-read", "files-written", "tmp", "tmp-own", "processes", "signals", "environment")
+ALL = ("files-read", "files-written", "tmp", "tmp-own", "processes", "signals", "environment", "moved")
 OPEN = tuple(f"isolation.slot.{name}" for name in ALL)
 """What a server without any containment leaves open."""
 
@@ -35,7 +36,7 @@ def bind(words, kind, place):
     return [*words[:end], "--tmpfs", "/data", kind, folder, folder, *words[end:]]
 
 
-@turns_red("bubblewrap.available", "bubblewrap.used", *OPEN, nomad=True)
+@turns_red("bubblewrap.available", "bubblewrap.used", *OPEN, nomad=True, elsewhere=("reset.tmp",))
 def bubblewrap_is_not_found(arguments):
     """The server does not find bubblewrap, and runs the commands of all slots as its own user without a word."""
     without_bubblewrap()
@@ -51,6 +52,56 @@ def one_tmp_for_all(arguments):
         return [str(common) if word == str(place.tmp) else word for word in words]
 
     in_bubblewrap(change)
+
+
+@turns_red("isolation.slot.tmp", "isolation.slot.tmp-own", nomad=True)
+def one_cache_for_all(arguments):
+    """All slots have the same writable `/root/.cache`: what one puts there, another installs."""
+
+    def change(words, place):
+        common, end = place.tmp.with_name("cache"), words.index("--remount-ro")
+        common.mkdir(exist_ok=True)
+        return [*words[:end], "--tmpfs", "/root", "--bind", str(common), "/root/.cache", *words[end:]]
+
+    in_bubblewrap(change)
+
+
+@turns_red("isolation.slot.files-read", "isolation.slot.files-written", nomad=True)
+def open_directory_handed_on(arguments):
+    """Commands inherit a descriptor of the server's data directory, through which all slots lie open."""
+    from slotserver.slots import Slot
+
+    start, data = Slot.start, arguments[arguments.index("--data-dir") + 1]
+
+    def with_data(self, command, *, pass_fds=(), **options):
+        descriptor = os.open(data, os.O_RDONLY)
+        try:
+            return start(self, command, pass_fds=(*pass_fds, descriptor), **options)
+        finally:
+            os.close(descriptor)
+
+    Slot.start = with_data
+
+
+@turns_red("isolation.slot.moved", "isolation.slot.tmp", docker=True, nomad=True)
+def slots_found_by_name(arguments):
+    """The server has a user for each slot, and finds their directories by name, in one that every user can write to."""
+    from slotserver import directories
+
+    @contextlib.contextmanager
+    def by_name(directory, owner, *, as_new=False):
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.parent.chmod(0o777)  # as Nomad makes what it gives to an allocation
+        os.chown(directory, *owner)
+        directory.chmod(0o705)
+        descriptor = os.open(directory, os.O_PATH)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    directories.opened = by_name
+    directories.close_to_slots = lambda *_: []
 
 
 @turns_red("isolation.slot.files-read", nomad=True)

@@ -21,5 +21,17 @@ def refuses_a_used_directory(arguments):
         sys.exit("the data directory is not empty")
 
 
+@turns_red("persistence.isolation", "resilience.killed-isolation", nomad=True)
+def sandboxes_of_the_first_start_alone(arguments):
+    """The server locks commands in when it starts for the first time, and does without whenever it starts again."""
+    from slotserver import containment
+
+    from defects.isolation_slot import without_bubblewrap
+
+    if (data(arguments) / "slots").exists():
+        without_bubblewrap()
+    containment.hold_to = lambda *_, **options: None
+
+
 def data(arguments) -> Path:
     return Path(arguments[arguments.index("--data-dir") + 1])

@@ -12,10 +12,66 @@ def hidden_files_stay(arguments):
         if self.shell:
             await self.shell.end()
             self.shell = None
-        async with self.start(["bash", "-c", 'chmod -R u+rwx .; rm -rf -- * "$TMPDIR"/*'], network=True) as process:
+        async with self.start(
+            ["bash", "-c", 'chmod -R u+rwx . "$TMPDIR"; rm -rf -- * "$TMPDIR"/*'], network=True
+        ) as process:
             return Result(await process.wait() == 0)
 
     Slot.reset = by_a_glob
+
+
+@turns_red("reset.closed")
+def mode_stays(arguments):
+    """A reset leaves the mode that a command gave to the workspace: the next agent can't write."""
+    from slotserver.slots import Slot
+
+    reset = Slot.reset
+
+    async def as_it_was(self):
+        before = self.place.workspace.stat().st_mode
+        result = await reset(self)
+        self.place.workspace.chmod(before & 0o7777)
+        return result
+
+    Slot.reset = as_it_was
+
+
+@turns_red("reset.closed", nomad=True)
+def closed_for_good(arguments):
+    """A slot whose directory a command closed takes no command any more, and no reset."""
+    from slotserver import directories
+
+    directories._give = lambda *_, **more: None
+
+
+@turns_red("reset.tmp", nomad=True)
+def tmp_survives_the_reset(arguments):
+    """A reset empties the workspace, and leaves the slot's `/tmp` as it is."""
+    from slotserver import slots
+
+    slots._EMPTY = slots._EMPTY.replace('. "$TMPDIR"', ".")
+
+
+@turns_red("reset.only-that-slot")
+def links_followed(arguments):
+    """A reset follows links to directories, and empties what they lead to: another slot's workspace."""
+    import os
+
+    from slotserver.slots import Slot
+
+    reset = Slot.reset
+
+    async def by_links(self):
+        all_slots = self.place.workspace.parent
+        for entry in self.place.workspace.rglob("*"):
+            # Of what a link may lead to, nothing but the slots is to be harmed.
+            if entry.is_symlink() and all_slots in entry.resolve().parents:
+                for folder, _, files in os.walk(entry):
+                    for name in files:
+                        os.unlink(f"{folder}/{name}")  # noqa: PTH108
+        return await reset(self)
+
+    Slot.reset = by_links
 
 
 @turns_red("reset.only-that-slot")

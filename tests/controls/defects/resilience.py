@@ -31,6 +31,23 @@ def stale_lock(arguments):
     sandbox_server.os._exit = unlock
 
 
+@turns_red("resilience.killed-isolation", nomad=True)
+def tries_in_the_first_slot(arguments):
+    """The server tries at its start what it can do, in the first slot's directory, which a command may have closed."""
+    from slotserver import containment, directories
+    from slotserver.containment import Place
+
+    async def choose(reaper, data, slots, *, user_per_slot):
+        give, directories._give = directories._give, lambda *_, **more: None
+        try:
+            return await containment._best(reaper, Place.of_slot(data, 0), data, user_per_slot=user_per_slot)
+        finally:
+            directories._give = give
+
+    containment.choose = choose
+    containment.hold_to = lambda *_, **options: None
+
+
 @turns_red("resilience.stopped", nomad=True)
 def health_of_another_process(arguments):
     """A process in front of the server answers `/health` by itself, whether the server behind it works or hangs."""

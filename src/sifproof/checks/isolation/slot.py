@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from pathlib import PurePosixPath
 from time import monotonic
 
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
@@ -116,24 +117,49 @@ def _ways_to_workspace(server: Server) -> list[str]:
     paths = list(dict.fromkeys([*told, f"{data}/{name}", f"/data/{name}", f"/alloc/data/{name}", f"../{name}"]))
     ways = [shlex.quote(path) for path in paths]
     inside = [f"/proc/[0-9]*/root{shlex.quote(path)}" for path in [*paths, "/workspace"] if path.startswith("/")]
-    return [*ways, "/proc/[0-9]*/cwd", *inside]
+    # What a server opened and did not close in its commands: the workspace, or a directory that it lies in.
+    parts = PurePosixPath(paths[0]).parts
+    below = ["/".join(parts[start:]) for start in range(1, len(parts))]
+    opened = ["/proc/self/fd/[0-9]*", *(f"/proc/self/fd/[0-9]*/{shlex.quote(path)}" for path in below)]
+    return [*ways, "/proc/[0-9]*/cwd", *inside, *opened]
 
 
 @check(
     "isolation.slot.files-read",
     "A file in one slot's workspace can't be seen or read from another slot: not by its path, not through "
-    "`/proc/*/root` or `/proc/*/cwd`, not by a link and not through the file tools.",
+    "`/proc/*/root`, `/proc/*/cwd` or an open directory that the command inherits, not by a link and not through the "
+    "file tools.",
     why="Slots serve different agents: one would read the other's work, and the tests it is judged by.",
     todo="Run each slot's commands in a mount namespace of their own, or as a user of their own.",
     waits_s=WAITS_S,
 )
 def files_read(server: Server) -> Finding:
-    name, secret, link = nonce(), nonce(), nonce()
+    name, secret = nonce(), nonce()
     ways = _ways_to_workspace(server)
-    attempt = f'for d in {" ".join(ways)}; do if cat "$d/{name}" || test -e "$d/{name}"; then echo "by $d"; fi; done'
-    tools = []
+    try:
+        seen = beside(server, f"echo {secret} > {name}", _attempt_to_read(ways, name), after=f"cat {name}")
+        tools = _read_by_tools(server, ways, name, secret)
+    finally:
+        server.bash(f"rm -f {name}")
+    reached = _reached(seen.tried, secret)
+    if secret not in _lines(seen.held):
+        raise NotMeasured(f"slot 0 could not keep the file: {seen.held}")
+    return expect(not reached and not tools, "; ".join([*reached, *tools]) or f"not to be had by {len(ways)} ways")
 
-    def by_tools() -> None:
+
+def _attempt_to_read(ways: list[str], name: str) -> str:
+    attempt = f'for d in {" ".join(ways)}; do if cat "$d/{name}" || test -e "$d/{name}"; then echo "by $d"; fi; done'
+    return f"({attempt}) 2>/dev/null"
+
+
+def _reached(tried: Result, secret: str) -> list[str]:
+    return [line for line in _lines(tried) if line.startswith("by ") or secret in line]
+
+
+def _read_by_tools(server: Server, ways: list[str], name: str, secret: str) -> list[str]:
+    """How slot 1 gets the file ``name`` of slot 0 by ``read_file``."""
+    link, found = nonce(), []
+    try:
         for way in ways:
             if "*" in way:
                 continue
@@ -142,18 +168,48 @@ def files_read(server: Server) -> Finding:
             for asked in (path, link):
                 answer = server.read(asked, slot=1)
                 if answer.success or secret in str(answer):
-                    tools.append(f"read_file {asked}")
-
-    try:
-        seen = beside(server, f"echo {secret} > {name}", f"({attempt}) 2>/dev/null", after=f"cat {name}")
-        by_tools()
+                    found.append(f"read_file {asked}")
     finally:
-        server.bash(f"rm -f {name}")
         server.bash(f"rm -f {link}", slot=1)
-    reached = [line for line in _lines(seen.tried) if line.startswith("by ") or secret in line]
-    if secret not in _lines(seen.held):
-        raise NotMeasured(f"slot 0 could not keep the file: {seen.held}")
-    return expect(not reached and not tools, "; ".join([*reached, *tools]) or f"not to be had by {len(ways)} ways")
+    return found
+
+
+@dataclass(frozen=True)
+class LockedIn:
+    """How the commands of a server are locked in: which slots say that they are sandboxed, and what slot 1 reaches."""
+
+    sandboxed: set[str]
+    reached: list[str]
+
+    @classmethod
+    def seen(cls, server: Server, slots: Iterable[int]) -> LockedIn:
+        """As it is now, for ``slots`` and between the first two."""
+        said = {server.slot(slot): server.bash(":", slot=slot) for slot in slots}
+        sandboxed = {slot for slot, result in said.items() if result.metadata.get("sandboxed") is True}
+        if server.slots < 2:
+            return cls(sandboxed, [])
+        name, secret = nonce(), nonce()
+        ways = _ways_to_workspace(server)
+        try:
+            kept = server.write(name, secret)
+            if not kept.success:
+                raise NotMeasured(f"slot 0 could not keep a file: {kept}")
+            tried = server.bash(f"{_NEEDED}\n{_attempt_to_read(ways, name)}; echo tried", slot=1)
+            if "tried" not in _lines(tried):
+                raise NotMeasured(f"the attempt of slot 1 could not be made: {tried}")
+            return cls(sandboxed, [*_reached(tried, secret), *_read_by_tools(server, ways, name, secret)])
+        finally:
+            server.bash(f"rm -f {name}")
+
+    def still(self, now: LockedIn) -> Finding:
+        """Whether it is ``now`` as it was; raises :class:`NotApplicable` where nothing was locked in."""
+        if not self.sandboxed and self.reached:
+            raise NotApplicable(f"slot 1 could read slot 0's file before, too: {self.reached[0]}")
+        problems = [f"a command of {slot} is not sandboxed any more" for slot in sorted(self.sandboxed - now.sandboxed)]
+        problems += [] if self.reached else [f"slot 1 reads slot 0's file: {way}" for way in now.reached]
+        reads = "what it did before" if self.reached else "nothing"
+        saw = f"{len(now.sandboxed)} slots sandboxed, {len(self.sandboxed)} before; slot 1 reads {reads} of slot 0"
+        return expect(not problems, "; ".join(problems) or saw)
 
 
 @check(
@@ -186,29 +242,51 @@ def files_written(server: Server) -> Finding:
     return expect(seen.held.success and not problems, "; ".join(problems) or f"nothing was reached by {len(ways)} ways")
 
 
-_SHARED = "/tmp /var/tmp /dev/shm /dev/mqueue /run /run/lock"  # noqa: S108
+TEMPORARY = "/tmp /var/tmp /dev/shm /dev/mqueue /run /run/lock"  # noqa: S108
 """Directories that every program may write to, on most systems."""
+
+CACHES = (
+    '/root /root/.cache /home /var/cache "$HOME" "$HOME/.cache" "${XDG_CACHE_HOME:-/root/.cache}" "${TMPDIR:-/tmp}"'
+)
+"""Directories where programs keep what they want to find again, as words of a shell."""
+
+_OF_THE_ALLOCATION = "/alloc/data /alloc/tmp /alloc/logs /local"
+"""Where Nomad's docker driver mounts what every user may write to."""
+
+
+def _shared_places(server: Server) -> str:
+    """A shell function ``places`` that prints where a slot might meet another: a line each, its workspace left out.
+
+    What the config binds is shared on purpose.
+    """
+    bound = {bind.split(":")[1] for bind in server.placement.sandbox.binds} if server.placement else set()
+    data = shlex.quote(str(server.client.health().get("data_dir") or "/data"))
+    words = [word for word in f"{TEMPORARY} {CACHES} {_OF_THE_ALLOCATION}".split() if word not in bound]
+    return f"""\
+places() {{ for d in {" ".join(words)} {data}; do if [ -d "$d" ] && ! [ "$d" -ef . ]; then echo "$d"; fi; done; }}
+"""
 
 
 def _left_in_tmp(server: Server, name: str, secret: str) -> tuple[list[str], Seen]:
     """The directories that slot 0 can leave a file in, and what slot 1 saw, changed and removed of it there."""
-    keep = f'for d in {_SHARED}; do if echo {secret} > "$d/{name}"; then echo "left $d"; fi; done 2>/dev/null'
-    # Removed last, and its own too, where it could make one.
+    places = _shared_places(server)
+    keep = f'{places}for d in $(places); do if echo {secret} > "$d/{name}"; then echo "left $d"; fi; done 2>/dev/null'
+    # One directory may have several names: all is looked at before any of it is changed, by either slot.
     attempt = (
-        f'for d in {_SHARED}; do f="$d/{name}"; '
-        'if test -e "$f"; then echo "name $d"; if cat "$f"; then echo "text $d"; fi; fi; '
-        'echo spoilt > "$f"; rm -f "$f"; done 2>/dev/null'
+        f'{places}for d in $(places); do f="$d/{name}"; '
+        'if test -e "$f"; then echo "name $d"; if cat "$f"; then echo "text $d"; fi; fi; done 2>/dev/null\n'
+        f'for d in $(places); do f="$d/{name}"; echo spoilt > "$f"; rm -f "$f"; done 2>/dev/null'
     )
     after = (
-        f'for d in {_SHARED}; do f="$d/{name}"; if test "$(cat "$f")" = {secret}; then echo "whole $d"; fi; '
-        'rm -f "$f"; done 2>/dev/null'
+        f'for d in $(places); do f="$d/{name}"; if test "$(cat "$f")" = {secret}; then echo "whole $d"; fi; '
+        f'done 2>/dev/null\nfor d in $(places); do rm -f "$d/{name}"; done 2>/dev/null'
     )
     seen = beside(server, keep, attempt, after=after)
     if not seen.held.success:
         raise NotMeasured(f"slot 0 could not look after its files: {seen.held}")
-    left = _of(seen.held, "left")
+    left = list(dict.fromkeys(_of(seen.held, "left")))
     if not left:
-        raise NotApplicable(f"a command can write to none of {_SHARED}")
+        raise NotApplicable(f"a command can write to none of {TEMPORARY}, to no cache")
     return left, seen
 
 
@@ -218,8 +296,10 @@ def _of(result: Result, word: str) -> list[str]:
 
 @check(
     "isolation.slot.tmp",
-    "What a slot leaves in `/tmp`, `/var/tmp`, `/dev/shm` and the like can't be read, changed or removed by another.",
-    why="Compilers, test runners and agents put sources, sockets and keys there.",
+    "What a slot leaves in `/tmp`, `/var/tmp`, `/dev/shm` and the like, in caches and in the allocation's directories "
+    "can't be read, changed or removed by another.",
+    why="Compilers, test runners and agents put sources, sockets and keys there; what one leaves in a cache, another "
+    "installs.",
     todo="Give each slot a `/tmp` of its own; without namespaces, a user of its own and a umask that shuts the others "
     "out.",
     waits_s=WAITS_S,
@@ -227,7 +307,7 @@ def _of(result: Result, word: str) -> list[str]:
 def tmp(server: Server) -> Finding:
     name, secret = nonce(), nonce()
     left, seen = _left_in_tmp(server, name, secret)
-    whole, read = _of(seen.held, "whole"), _of(seen.tried, "text")
+    whole, read = _of(seen.held, "whole"), list(dict.fromkeys(_of(seen.tried, "text")))
     problems = [*(f"read in {d}" for d in read), *(f"changed or removed in {d}" for d in left if d not in whole)]
     return expect(not problems, "; ".join(problems) or f"left alone in {', '.join(left)}")
 
@@ -243,7 +323,7 @@ def tmp(server: Server) -> Finding:
 )
 def tmp_own(server: Server) -> Finding:
     left, seen = _left_in_tmp(server, nonce(), nonce())
-    names = _of(seen.tried, "name")
+    names = list(dict.fromkeys(_of(seen.tried, "name")))
     return expect(not names, f"slot 1 sees it in {', '.join(names)}" if names else f"not there in {', '.join(left)}")
 
 
@@ -311,6 +391,69 @@ def processes_signalled(server: Server) -> Finding:
 def environ(server: Server) -> Finding:
     found = look_for_process(server, "environ")
     return expect(not found, f"slot 1 reads {', '.join(found)}" if found else "not among what slot 1 can read")
+
+
+# Each moves directories about, in a shell that knows "$own", slot 1's, "$other", slot 0's, and "$n", a new name.
+_MOVES = {
+    "a link in its place": ('mv "$own" "$own.$n" && ln -s "$other" "$own"', "put_back"),
+    "the other's in its place": (
+        'mv "$own" "$own.$n" && mv "$other" "$own"',
+        'if [ -d "$own.$n" ] && ! [ -e "$other" ]; then mv "$own" "$other"; fi; put_back',
+    ),
+    "links in the place of what holds both": (
+        'own=${own%/*}; mv "$own" "$own.$n" && mkdir "$own" && ln -s "$own.$n/${other##*/}" "$own/$mine"',
+        "own=${own%/*}; put_back",
+    ),
+}
+# What was made in its place meanwhile, by the server too, goes.
+_PUT_BACK = (
+    'put_back() { if [ -d "$own.$n" ]; then mv "$own" "$own.$n.made"; mv "$own.$n" "$own"; rm -rf "$own.$n.made"; fi; }'
+)
+
+
+@check(
+    "isolation.slot.moved",
+    "A slot that moves its own directory away, or puts a link or another slot's directory into its place, reaches no "
+    "file of another slot by it, and works on afterwards.",
+    why="Where a command may write beside its workspace, the server's next call would work in whatever bears its name: "
+    "another agent's files, or `/etc`.",
+    todo="Keep the slots' directories in one that only the server can write to (Nomad makes `alloc/data` writable for "
+    "everybody), and open them without following links.",
+)
+def moved(server: Server) -> Finding:
+    server.slot(1)
+    told = {str(entry.get("slot_id")): str(entry.get("workspace_dir")) for entry in server.client.slots()}
+    own, other = (told.get(server.slot(number), "") for number in (1, 0))
+    name, new, secret, aside = nonce(), nonce(), nonce(), nonce()
+    if not server.write(name, secret).success:
+        raise NotMeasured("slot 0 could not keep a file")
+    known = f"own={shlex.quote(own)}; other={shlex.quote(other)}; mine=${{own##*/}}; n={aside}; cd /\n{_PUT_BACK}"
+    problems, done = [], []
+    try:
+        for way, (move, back) in _MOVES.items():
+            if way.startswith("links") and own.rpartition("/")[0] != other.rpartition("/")[0]:
+                continue
+            made = server.bash(f"({known}\n{move}) 2>/dev/null && echo done", slot=1)
+            try:
+                if made.output.strip() == "done":
+                    done.append(way)
+                seen = server.bash(f"cat {name}; echo spoilt > {new}", slot=1)
+                answers = [str(seen), str(server.read(name, slot=1))]
+                server.write(f"{new}.w", "spoilt", slot=1)
+            finally:
+                server.bash(f"({known}\n{back}) 2>/dev/null; rm -f {new} {new}.w", slot=1)
+            if any(secret in answer for answer in answers):
+                problems.append(f"{way}: slot 1 reads slot 0's file")
+            there = server.bash(f"cat {name}; ls -A")
+            if secret not in there.output or new in there.output:
+                problems.append(f"{way}: in slot 0 afterwards {there}")
+            works = server.bash(f"echo {name}", slot=1)
+            if works.output.strip() != name:
+                problems.append(f"{way}: slot 1 afterwards: {works}")
+    finally:
+        server.bash(f"rm -f {name} {new} {new}.w")
+    could = f"slot 1 could put {', and '.join(done)}" if done else "slot 1 could move nothing"
+    return expect(not problems, "; ".join(problems) or f"{could}; it reached nothing of slot 0")
 
 
 # --- exhaustion: one slot takes what it can get, within bounds that no node minds, and another must go on working
