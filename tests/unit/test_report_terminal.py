@@ -42,6 +42,14 @@ def test_failing_checks_have_a_line_each() -> None:
     assert len(lines) == 2
 
 
+def test_what_the_sentence_says_is_not_said_again() -> None:
+    lost = {"verdict": "not-measured", "message": "Nomad lost node n1.", "fault": "infrastructure", "hindered": True}
+    lines = closing_lines(decide(plan(planned()), verdicts("singularity", bash_output=lost)), REPORT)
+    assert lines == [
+        "Infrastructure at fault, the image is not judged: Nomad lost node n1. Report: results/report.html"
+    ]
+
+
 def test_no_more_lines_than_asked_for() -> None:
     rows = [verdict(f"bash.c{n}", verdict="fail") for n in range(30)]
     decision = decide(plan(planned()), rows)

@@ -26,8 +26,9 @@ def closing_lines(decision: Decision, report: Path, most: int = 10, command: str
     for reason in reasons[:most]:
         where = " ".join(filter(None, [reason.sandbox or "run", reason.allocation[:8]]))
         # The one reason stands in the sentence already.
-        said = [] if reason.text.rstrip(".") in decision.sentence else [reason.text]
-        lines.append(one_line(f"{reason.fault.value} {where}: {' → '.join(filter(None, [*said, reason.todo]))}", 400))
+        said = "" if reason.text.rstrip(".") in decision.sentence else reason.text
+        if text := " → ".join(filter(None, [said, reason.todo])):
+            lines.append(one_line(f"{reason.fault.value} {where}: {text}", 400))
     seen = dict.fromkeys(str(explanation) for reason in reasons[:most] for explanation in reason.doctor)
     lines += [one_line(text, 400) for text in seen]
     if len(reasons) > most:
