@@ -162,6 +162,9 @@ def test_a_request_that_can_not_be_answered_ends_a_check_at_once() -> None:
     look, _ = looks(None, Loss(GONE, died=False))
     (only,) = verdicts(made(in_turn(Lost(str(GONE)))), look=look)
     assert (only.verdict, only.message, only.hindered) == ("not-measured", str(GONE), True)
+    look, _ = looks(None, Loss(DEAD, died=True))
+    (only,) = verdicts(made(in_turn(Lost(str(DEAD)))), look=look)
+    assert (only.verdict, only.message) == ("fail", f"the server died during this check. {DEAD}")
 
 
 @pytest.mark.parametrize("kind", [UnreachableError, ForbiddenError])
@@ -204,6 +207,29 @@ def test_what_does_not_apply_is_no_reason_to_ask() -> None:
 def test_blocked_says_who_has_to_act_where_that_is_no_check_s_finding() -> None:
     (verdict,) = verdicts(made(raising(AssertionError("looked"))), blocked="gone", hindered_by=Fault.CONFIGURATION)
     assert (verdict.verdict, verdict.fault, verdict.hindered) == ("not-measured", Fault.CONFIGURATION, True)
+
+
+def test_the_reason_for_what_is_not_looked_at_is_told_once_however_often_it_is_handed_on() -> None:
+    look, _ = looks(None, Loss(GONE, died=False))
+    first, second = verdicts(made(lambda s: expect(False)), made(lambda s: expect(True), "bash.after"), look=look)
+    handed_on = f"not looked at, because of what bash.made met: {GONE}"
+    assert (runner.blocked_by(first), runner.blocked_by(second)) == (handed_on, handed_on)
+
+
+def test_what_does_not_apply_counts_where_it_was_not_seen_whether_it_would() -> None:
+    look, _ = looks(None, Loss(GONE, died=False))
+    (only,) = verdicts(made(raising(NotApplicable("one slot"))), look=look)
+    assert (only.verdict, only.required, only.message) == ("not-measured", True, str(GONE))
+
+
+def test_the_log_has_a_line_for_each_check_and_without_a_log_nothing_is_said(capsys) -> None:
+    log = io.StringIO()
+    for context in (Context("run", "box", "docker", log=log), Context("run", "box", "docker")):
+        list(run_checks([made(lambda s: expect(False, "broken"), once=True)], None, context))
+    (line,) = log.getvalue().splitlines()
+    assert line.split()[:2] == ["fail", "bash.made"]
+    assert line.endswith("  broken")
+    assert capsys.readouterr().out == ""
 
 
 def test_blocked_looks_at_nothing() -> None:
