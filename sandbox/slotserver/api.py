@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from . import artifacts
 from .access import Access
@@ -39,18 +39,16 @@ class Api:
     def application(self) -> web.Application:
         """The aiohttp application that answers them."""
         app = web.Application(middlewares=[_errors_as_json, self._guard], client_max_size=MAX_BODY_BYTES)
-        app.add_routes(
-            [
-                web.get("/health", self.health),
-                web.get("/slots", self.slots),
-                web.post("/execute", self.execute),
-                web.post("/batch", self.batch),
-                web.post("/reset", self.reset),
-                web.post("/artifacts/read", self._artifact(artifacts.read)),
-                web.post("/artifacts/list", self._artifact(artifacts.list_entries)),
-                web.post("/artifacts/archive", self._artifact(artifacts.archive)),
-            ]
-        )
+        calls = {
+            "/execute": self.execute,
+            "/batch": self.batch,
+            "/reset": self.reset,
+            "/artifacts/read": self._artifact(artifacts.read),
+            "/artifacts/list": self._artifact(artifacts.list_entries),
+            "/artifacts/archive": self._artifact(artifacts.archive),
+        }
+        app.add_routes(web.post(path, call, expect_handler=self._expect) for path, call in calls.items())
+        app.add_routes([web.get("/health", self.health), web.get("/slots", self.slots)])
         return app
 
     @web.middleware
@@ -63,6 +61,15 @@ class Api:
                 raise StrangerError
             return web.json_response({"status": "ok"})
         return await handler(request)
+
+    async def _expect(self, request: web.Request) -> None:
+        """Ask for the body where the client holds it back until then; of a stranger none is wanted."""
+        if request.version != HttpVersion11 or not self._access.allows(request):
+            return
+        if request.headers["Expect"].lower() != "100-continue":
+            raise web.HTTPExpectationFailed
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # that was not yet the answer
 
     async def health(self, _: web.Request) -> web.Response:
         """GET /health."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -151,6 +152,18 @@ def test_the_answer_comes_before_the_body_does(guarded: Running) -> None:
     connection.endheaders()
     assert connection.getresponse().status == 401
     connection.close()
+
+
+@pytest.mark.parametrize(("token", "first"), [(TOKEN, b"100 Continue"), ("wrong", b"401 Unauthorized")])
+def test_a_body_that_is_held_back_is_asked_of_no_stranger(guarded: Running, token: str, first: bytes) -> None:
+    body = json.dumps({"slot_id": "slot_1", "tool": "bash", "args": {"command": "true"}}).encode()
+    lines = f"POST /execute HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nExpect: 100-continue\r\n"
+    with socket.create_connection(("127.0.0.1", guarded.port), 60) as connection:
+        connection.sendall(f"{lines}Content-Length: {len(body)}\r\n\r\n".encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 " + first)
+        if token == TOKEN:
+            connection.sendall(body)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_each_request_of_a_connection_is_looked_at(guarded: Running) -> None:
