@@ -131,6 +131,12 @@ def test_entries_without_a_mark_are_told_by_their_configs(tmp_path):
     assert chosen(tmp_path, [samples.index_of(tmp_path, [silent, entries[0]])]) == "c"
 
 
+def test_of_what_an_entry_leaves_out_its_config_tells(tmp_path):
+    half = {"platform": {"architecture": HERE}}
+    windows, linux = samples.image_of(tmp_path, "c", WINDOWS) | half, samples.image_of(tmp_path, "a", LINUX) | half
+    assert chosen(tmp_path, [samples.index_of(tmp_path, [windows, linux])]) == "a"
+
+
 def test_what_is_no_image_is_passed_over(tmp_path):
     image = samples.image_of(tmp_path, "a")
     signature = {"config": {"mediaType": "application/vnd.dev.cosign.v1+json", "digest": "sha256:0"}, "layers": []}
@@ -196,6 +202,7 @@ def test_where_no_variant_fits_it_says_what_is_there(monkeypatch):
         choose("docker://box", found, "amd64")
     assert raised.value.why == "it is made for linux/amd64/v2, linux/amd64/v3, windows/amd64, not for linux/amd64"
     assert "--override-variant v3" in raised.value.todo
+    assert raised.value.fault is Fault.CONFIGURATION
     with pytest.raises(SifproofError, match=r"not for linux/arm64\. Name an image that is made for linux/arm64\.$"):
         choose("docker://box", found, "arm64")
 
