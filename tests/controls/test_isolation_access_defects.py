@@ -109,3 +109,14 @@ def test_another_sandbox_on_the_node_gets_in_where_its_users_do_not(house, monke
         found = verdicts(server, ["isolation"])[HOST]
     assert (found.verdict, "another sandbox read a file" in found.message) == ("fail", True), found
     assert not tokens.path_for(house.run.folder / "jobs" / "neighbours.json").exists()
+
+
+def test_a_server_whose_token_the_config_does_not_give_is_no_broken_image(house):
+    def asks(line: str) -> str:
+        return f"{line} --token-sha256 {'0' * 64}"
+
+    with house.sandbox("asks", line=asks, tokens=False) as server:
+        found = verdicts(server, ["health"])
+    assert red(found) == {"health.identity"}
+    assert found["health.identity"].fault == Fault.CONFIGURATION
+    assert "see `tokens` and `job_token`" in found["health.status"].message

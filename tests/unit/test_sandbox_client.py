@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from checkout import wait_until
 
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.sandbox import SandboxClient, ServerError, SlotPool
 from sifproof.sandbox import client as client_module
 
@@ -331,9 +331,14 @@ def test_nor_does_a_first_line_that_is_no_http() -> None:
 
 
 def test_who_is_refused_learns_what_is_lacking() -> None:
-    with server(says({}, 401)) as url, pytest.raises(ServerError, match="Give the client the token") as error:
-        SandboxClient(url).slots()
-    assert error.value.status == 401
+    with server(says({}, 401)) as url:
+        with pytest.raises(ServerError, match="Give the client the token") as error:
+            SandboxClient(url).slots()
+        assert (error.value.status, error.value.fault) == (401, Fault.CONFIGURATION)
+        # That of the job is refused: it was given to the server.
+        with pytest.raises(ServerError) as error:
+            SandboxClient(url, token=TOKEN).slots()
+        assert (error.value.todo, error.value.fault) == ("", Fault.IMAGE)
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nX-Other: 1", "tökens"])

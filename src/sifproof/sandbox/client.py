@@ -28,14 +28,16 @@ _GRACE_S = 10.0
 _LEAST_SECRET = 20
 """Characters of a token that no other text holds by chance."""
 
-_UNKNOWN_CLIENT = "Give the client the token that this server asks for"
+_STRANGER = "Give the client the token that this server asks for; in a config see `tokens` and `job_token`"
 
 
 class ServerError(SifproofError):
     """The server did not answer as the protocol says. ``status`` is the HTTP status, or None without an answer."""
 
-    def __init__(self, what: str, *, why: str = "", todo: str = "", status: int | None = None) -> None:
-        super().__init__(what, why=why, todo=todo, fault=Fault.IMAGE)
+    def __init__(
+        self, what: str, *, why: str = "", todo: str = "", status: int | None = None, fault: Fault = Fault.IMAGE
+    ) -> None:
+        super().__init__(what, why=why, todo=todo, fault=fault)
         self.status = status
 
 
@@ -230,11 +232,14 @@ class SandboxClient:
     def _json(self, method: str, path: str, body: object = None, *, timeout_s: float | None = None) -> Any:
         status, answer = self.request(method, path, body, timeout_s=timeout_s)
         if status != 200:
+            stranger = status == 401 and not self._token
             raise ServerError(
                 f"{method} {path}: HTTP {status}",
                 why=_short(answer.decode("utf-8", "replace")),
-                todo=_UNKNOWN_CLIENT if status == 401 else "",
+                todo=_STRANGER if stranger else "",
                 status=status,
+                # It may well be right to ask.
+                fault=Fault.CONFIGURATION if stranger else Fault.IMAGE,
             )
         try:
             return json.loads(answer)
