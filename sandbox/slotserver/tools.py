@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,8 @@ async def read_file(slot: Slot, args: Fields, timeout_s: float) -> Result:
 
     def read() -> bytes:
         with _file_errors(path), slot.workspace.locate(path) as location, location.open() as (descriptor, status):
+            if not status.st_mode & stat.S_IRUSR:  # which a server that runs as root is not asked about
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
             size = status.st_size
             content = b""
             if size <= MAX_FILE_BYTES:

@@ -162,6 +162,8 @@ class Workspace:
                 if not stat.S_ISREG(status.st_mode):
                     raise WrongKindError
                 mode = stat.S_IMODE(status.st_mode)
+                if not mode & stat.S_IWUSR:  # which a server that runs as root is not asked about
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
             temporary = f".{secrets.token_hex(8)}.tmp"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(temporary, flags, mode, dir_fd=location.directory)

@@ -38,6 +38,12 @@ DEFECTS = {
     "few-inodes": "There are 100 inodes left.",
 }
 
+LOSES = {
+    "modes-for-all": "Every file may be read, written and executed, whatever mode it is given, as on exFAT or SMB.",
+    "times-of-its-own": "Times that are given to files are not kept.",
+}
+"""What it does not keep, and no server has to: no check turns red."""
+
 LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, OPEN, READ = (
     *range(1, 7), *range(8, 16)
 )  # fmt: skip
@@ -105,9 +111,10 @@ class Lacking:
     def attributes(self, descriptor: int) -> bytes:
         s = os.fstat(descriptor)
         times = (s.st_atime_ns, s.st_mtime_ns, s.st_ctime_ns)
+        mode = s.st_mode | (0o777 if self.defect == "modes-for-all" else 0)
         return attributes.pack(
             s.st_ino, s.st_size, s.st_blocks, *(t // 10**9 for t in times), *(t % 10**9 for t in times),
-            s.st_mode, s.st_nlink, s.st_uid, s.st_gid, s.st_rdev, s.st_blksize, 0,
+            mode, s.st_nlink, s.st_uid, s.st_gid, s.st_rdev, s.st_blksize, 0,
         )  # fmt: skip
 
     def entry(self, parent: int, name: bytes) -> bytes:
@@ -252,7 +259,7 @@ class Lacking:
             os.chown(self.path(node), uid if valid & 2 else -1, gid if valid & 4 else -1)
         if valid & 8:
             os.truncate(self.path(node), size)
-        if valid & 48:
+        if valid & 48 and self.defect != "times-of-its-own":
             now = time.time_ns()
             stamp = Path(self.path(node)).stat()
             a = now if valid & 128 else atime * 10**9 + atime_ns if valid & 16 else stamp.st_atime_ns

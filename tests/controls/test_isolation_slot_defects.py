@@ -142,6 +142,15 @@ def test_a_defect_of_the_server(house, name):
     assert {check for check in red(found) if found[check].required} == set(SERVERS[name]), messages(found)
 
 
+def test_an_answer_that_is_a_screen_is_not_taken_for_what_the_command_found(house):
+    name = "a-screen-for-an-answer"
+    settings = {"binds": [f"{HERE}:/planted:ro"], "command": ["python3", "/planted/defects", name]}
+    with house.sandbox(name, policy=POLICY, **settings) as server:
+        found = looked_at(server, {"bubblewrap", "reset"})
+    assert red(found) == set(), messages(found)
+    assert found["bubblewrap.require-stateful-sandbox"].verdict == "pass"
+
+
 @pytest.mark.parametrize("name", LINES)
 def test_a_defect_of_the_line_that_starts_apptainer(house, name):
     line, expected, _ = LINES[name]

@@ -22,7 +22,13 @@ HERE = Path(__file__).parent
 SUITES = ("persistence", "resilience")
 SMALLEST = ["submit-job", "read-job", "list-jobs", "read-logs", "read-fs"]
 # Each takes a second or more of its own: tried on the defects that might concern it.
-APART = ("resilience.stopped", "resilience.port-taken", "resilience.disk-full", "resilience.agent")
+APART = (
+    "resilience.stopped",
+    "resilience.port-taken",
+    "resilience.disk-full",
+    "resilience.disk-full-kept",
+    "resilience.agent",
+)
 SERVERS = {name: d.red for name, d in defects.load().items() if d.red[0].partition(".")[0] in SUITES}
 
 DATA = '--bind "$NOMAD_ALLOC_DIR/data:/data"'

@@ -118,6 +118,14 @@ def test_what_lacks_is_named(server, file_system, name):
     assert server.bash("ls -A", slot=-1).output == ""
 
 
+@pytest.mark.parametrize(("name", "check"), [("modes-for-all", "archive"), ("times-of-its-own", "list")])
+def test_no_server_is_blamed_for_what_a_file_system_does_not_keep(server, file_system, name, check):
+    with file_system.defect(name):
+        found = verdicts(server, ["artifacts"])
+    assert [verdict for verdict in found.values() if verdict.verdict != "pass"] == []
+    assert "the file system" in found[f"artifacts.{check}"].message
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     """With sockets alone, which hang: what else is looked at has its usual time."""

@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+WORKSPACE = "/workspace"
+"""What commands call theirs."""
 MOST_OUTPUT = 50_000
 MOST_FILE = 100_000
 MOST_BODY = 64_000_000
@@ -63,6 +65,8 @@ class Slot:
         if "\0" in path:
             raise RefusedError(400, "path: it holds a NUL")
         top = self.folder.resolve()
+        if path == WORKSPACE or path.startswith(f"{WORKSPACE}/"):
+            path = f".{path.removeprefix(WORKSPACE)}"
         try:
             found = (top / path).resolve()
         except (OSError, RuntimeError):
@@ -92,9 +96,9 @@ class Tools:
             *bound, "--tmpfs", str(self.data), "--dev", "/dev", "--proc", "/proc",
             "--ro-bind", "/proc/sys", "/proc/sys",
             "--tmpfs", "/tmp", "--tmpfs", "/var/tmp", "--tmpfs", "/run",
-            "--bind", str(slot.folder), "/workspace", "--chdir", "/workspace",
+            "--bind", str(slot.folder), WORKSPACE, "--chdir", WORKSPACE,
             "--clearenv", "--setenv", "PATH", os.environ["PATH"], "--setenv", "LANG", "C.UTF-8",
-            "--setenv", "HOME", "/workspace", "--remount-ro", "/", "--new-session", "--cap-drop", "ALL",
+            "--setenv", "HOME", WORKSPACE, "--remount-ro", "/", "--new-session", "--cap-drop", "ALL",
             # No slot can take the machine from the others; and a command may be longer than one argument can be.
             "bash", "-c", LIMITED, "/dev/fd/{}",
         ]  # fmt: skip
@@ -135,6 +139,8 @@ class Tools:
             raise RefusedError(200, f"File not found: {args['path']}")
         if not path.is_file():
             raise RefusedError(200, f"Not a file: {args['path']}")
+        if not path.stat().st_mode & stat.S_IRUSR:
+            raise RefusedError(200, f"Permission denied: {args['path']}")
         size = path.stat().st_size
         if size > MOST_FILE:
             raise RefusedError(200, f"File too large: {size} bytes")
@@ -148,7 +154,17 @@ class Tools:
         if os.path.lexists(path) and not path.is_file():
             raise RefusedError(200, f"Not a file: {args['path']}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        mode = path.stat().st_mode if path.exists() else 0o644
+        if not mode & stat.S_IWUSR:
+            raise RefusedError(200, f"Permission denied: {args['path']}")
+        # A name that no other call of the slot uses, for it has the slot's lock.
+        new = path.with_name(f".new-{os.getpid()}")
+        try:
+            new.write_bytes(content)
+            new.chmod(stat.S_IMODE(mode))
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
         return f"Wrote {len(content)} bytes", {"size": len(content)}
 
 

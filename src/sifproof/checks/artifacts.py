@@ -9,13 +9,18 @@ import hashlib
 import io
 import json
 import tarfile
+import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any
 
-from sifproof.checks.registry import Finding, NotMeasured, check, expect
+from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
+from sifproof.config import DRIVERS
 
 CALLS = ("read", "list", "archive")
 
@@ -120,18 +125,27 @@ def read_no_text(server: Server) -> Finding:
 
 @check(
     "artifacts.sha256",
-    "`include_sha256` gives the SHA-256 of the file's bytes.",
-    why="It is how a client knows that what it has is what the sandbox had.",
-    todo="Hash the bytes of the file, not the text or the base64 that is sent.",
+    "`include_sha256` gives the SHA-256 of the file's bytes: of all of them, also where `max_bytes` cuts what comes.",
+    why="It is how a client knows that what it has is what the sandbox had, and whether a part belongs to it.",
+    todo="Hash the bytes of the whole file, not the text, the base64 or the part that is sent.",
 )
 def sha256(server: Server) -> Finding:
+    content = {"all": bytes(range(256)), "none": b""}
+    wanted = {name: hashlib.sha256(whole).hexdigest() for name, whole in content.items()}
     with _folder(server, f"printf '{_EVERY_BYTE}' > all; : > none") as folder:
         seen = {
-            (name, encoding): _read(server, f"{folder}/{name}", encoding=encoding, include_sha256=True).get("sha256")
-            for name, encoding in (("all", "base64"), ("none", "base64"), ("none", "text"))
+            (name, encoding, most): _read(
+                server, f"{folder}/{name}", encoding=encoding, max_bytes=most, include_sha256=True
+            ).get("sha256")
+            for name, encoding, most in (
+                ("all", "base64", 1000),
+                ("none", "base64", 1000),
+                ("none", "text", 1000),
+                ("all", "base64", 10),
+                ("all", "text", 10),
+            )
         }
-    content = {"all": bytes(range(256)), "none": b""}
-    wrong = {key: value for key, value in seen.items() if value != hashlib.sha256(content[key[0]]).hexdigest()}
+    wrong = {key: value for key, value in seen.items() if value != wanted[key[0]]}
     return expect(not wrong, "; ".join(f"{key}: {value!r}" for key, value in (wrong or seen).items()))
 
 
@@ -176,15 +190,34 @@ def list_directory(server: Server) -> Finding:
     with _folder(server, script + "TZ=UTC0 touch -t 200109090146.40 a.txt") as folder:
         answer = server.client.artifact("list", server.slot(), folder)
         empty = server.client.artifact("list", server.slot(), f"{folder}/empty")
+        kept = _times(server, folder, "a.txt").get("a.txt", _GIVEN_TIME)
     found = _entries(answer, folder)
     kinds = {name: entry.get("is_dir") for name, entry in found.items()}
     file = found.get("a.txt", {})
+    mtime = file.get("mtime")
     return expect(
         kinds == {"a.txt": False, ".hidden": False, "ü b": False, "sub": True, "empty": True}
-        and (file.get("size"), file.get("mtime"), answer.get("truncated")) == (3, 1_000_000_000, False)
+        and (file.get("size"), answer.get("truncated")) == (3, False)
+        and isinstance(mtime, int | float)
+        and int(mtime) == kept
         and (empty.get("entries"), empty.get("truncated")) == ([], False),
-        f"{_about(answer)}; an empty directory: {_about(empty)}",
+        f"{_about(answer)}; an empty directory: {_about(empty)}{_not_kept(kept)}",
     )
+
+
+_GIVEN_TIME = 1_000_000_000
+"""What `touch -t` gives to a file here; a file system may keep another, and no server is to blame for that."""
+
+
+def _times(server: Server, folder: str, *names: str) -> dict[str, int]:
+    """When files were changed, as commands see it; nothing of those where they can't."""
+    told = server.bash("; ".join(f'echo "$(date -r {quote(f"{folder}/{name}")} +%s)"' for name in names))
+    words = told.output.split("\n")
+    return {name: int(word) for name, word in zip(names, words, strict=False) if word.isdigit()}
+
+
+def _not_kept(kept: int) -> str:
+    return "" if kept == _GIVEN_TIME else f"; the file system keeps {kept} where {_GIVEN_TIME} was given"
 
 
 @check(
@@ -230,73 +263,204 @@ def list_limit(server: Server) -> Finding:
     return expect(not wrong, "; ".join(wrong) or "of 5 and of 10 entries: as many as asked for, and `truncated` right")
 
 
-def _unpack(packed: bytes) -> dict[str, tuple[str, object]] | str:
-    """Kind and content of each member, in memory and within bounds; what is wrong with the archive, where it is."""
+@dataclass(frozen=True)
+class _Member:
+    """What an archive holds under one name."""
+
+    kind: str
+    content: object = None
+    time: float = 0.0
+
+    def like(self, other: _Member) -> bool:
+        return (self.kind, self.content) == (other.kind, other.content)
+
+
+def _unpack(packed: bytes) -> dict[str, _Member] | str:
+    """Each member by its name, in memory and within bounds; what is wrong with the archive, where it is."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
             raw = stream.read(_UNPACKED_BYTES + 1)
         if len(raw) > _UNPACKED_BYTES:
             return f"it unpacks to more than {_UNPACKED_BYTES} bytes"
-        members: dict[str, tuple[str, object]] = {}
+        members: dict[str, _Member] = {}
         with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as archive:
             for member in archive:
-                name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
                 if member.isdir():
-                    members[name] = ("directory", None)
+                    found = _Member("directory")
                 elif member.issym():
-                    members[name] = ("link", member.linkname)
+                    found = _Member("link", member.linkname)
                 elif member.isreg() and (content := archive.extractfile(member)):
-                    executable = "executable" if member.mode & 0o100 else "file"
-                    members[name] = (executable, content.read())
+                    found = _Member("executable" if member.mode & 0o100 else "file", content.read(), member.mtime)
                 else:
-                    members[name] = (f"type {member.type!r}", None)
+                    found = _Member(f"entry of type {member.type!r}")
+                members[member.name] = found
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         return f"{type(error).__name__}: {error}"
     return members
 
 
+def _below(members: dict[str, _Member], folder: str) -> dict[str, _Member]:
+    """The members by their name below ``folder``, from wherever the archive tells names: it may be a member itself."""
+    found = {}
+    for name, member in members.items():
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if folder in parts:
+            parts = parts[parts.index(folder) + 1 :]
+        if parts:
+            found["/".join(parts)] = member
+    return found
+
+
+_TREE: dict[str, _Member] = {
+    "a": _Member("directory"),
+    "a/b": _Member("directory"),
+    "a/b/all": _Member("file", bytes(range(256))),
+    "a/ü b": _Member("file", b"text"),
+    "a/run": _Member("executable", b"run"),
+    "a/link": _Member("link", "b/all"),
+    ".hidden": _Member("file", b""),
+    "empty": _Member("directory"),
+    "out": _Member("link", "/etc/passwd"),
+}
+
+
+@dataclass(frozen=True)
+class _Archived:
+    """The answer to an archive of :data:`_TREE`, and what the file system keeps of what was given to its files."""
+
+    folder: str
+    answer: dict[str, Any]
+    executable: set[str]
+    """Files that commands may execute: where modes are not kept, others than were made so."""
+    kept: int | None
+    """The time of `a/run` as commands see it; None where they can't."""
+
+
+def _archive(server: Server) -> _Archived:
+    script = (
+        f"mkdir -p a/b empty; printf '{_EVERY_BYTE}' > a/b/all; printf text > 'a/ü b'; : > .hidden; "
+        "printf run > a/run; chmod 755 a/run; chmod 644 a/b/all; ln -s b/all a/link; ln -s /etc/passwd out; "
+        "TZ=UTC0 touch -t 200109090146.40 a/run"
+    )
+    files = [name for name, member in _TREE.items() if member.kind in ("file", "executable")]
+    with _folder(server, script) as folder:
+        answer = server.client.artifact("archive", server.slot(), folder)
+        tests = "; ".join(f"test ! -x {quote(f'{folder}/{name}')} || echo {quote(name)}" for name in files)
+        executable = {line for line in server.bash(tests).output.split("\n") if line}
+        return _Archived(folder, answer, executable, _times(server, folder, "a/run").get("a/run"))
+
+
 @check(
     "artifacts.archive",
     "An archive unpacks to the directory that was asked for: every file's bytes, empty directories, the executable bit "
-    "and links as links.",
+    "and links as links, under names that lead nowhere else.",
     why="It is how a whole workspace is kept; what is not in it is lost at the next reset.",
     todo="Unpack the answer of `/artifacts/archive` and compare it with the directory.",
+    once=True,
 )
 def archive(server: Server) -> Finding:
-    script = (
-        f"mkdir -p a/b empty; printf '{_EVERY_BYTE}' > a/b/all; printf text > 'a/ü b'; : > .hidden; "
-        "printf run > a/run; chmod 755 a/run; chmod 644 a/b/all; ln -s b/all a/link; ln -s /etc/passwd out"
-    )
-    tree: dict[str, tuple[str, object]] = {
-        "a": ("directory", None),
-        "a/b": ("directory", None),
-        "a/b/all": ("file", bytes(range(256))),
-        "a/ü b": ("file", b"text"),
-        "a/run": ("executable", b"run"),
-        "a/link": ("link", "b/all"),
-        ".hidden": ("file", b""),
-        "empty": ("directory", None),
-        "out": ("link", "/etc/passwd"),
-    }
-    with _folder(server, script) as folder:
-        answer = server.client.artifact("archive", server.slot(), folder)
-    packed = _bytes(answer)
-    if packed is None or answer.get("encoding") != "base64" or answer.get("format") != "tar.gz":
-        return expect(False, f"no tar.gz in base64: {_about(answer)}")
+    made = server.share("archived", lambda: _archive(server))
+    packed = _bytes(made.answer)
+    if packed is None or made.answer.get("encoding") != "base64" or made.answer.get("format") != "tar.gz":
+        return expect(False, f"no tar.gz in base64: {_about(made.answer)}")
     members = _unpack(packed)
     if isinstance(members, str):
         return expect(False, f"it can't be unpacked: {members}")
-    # Names may be told from the workspace or from the directory, which may be a member itself.
-    found = {name.removeprefix(f"{folder}/"): member for name, member in members.items() if name not in ("", folder)}
-    wrong = [f"{name}: {found.get(name, ('missing', None))[0]}" for name in tree if found.get(name) != tree[name]]
-    wrong += [f"{name}: not in the directory" for name in sorted(found.keys() - tree)[:10]]
-    count = answer.get("entry_count")
-    files = sum(kind in ("file", "executable") for kind, _ in tree.values())
-    if not isinstance(count, int) or not files <= count <= len(members):
+    found = _below(members, made.folder)
+    files = {name: member for name, member in _TREE.items() if member.kind in ("file", "executable")}
+    as_kept = {n: replace(m, kind="executable" if n in made.executable else "file") for n, m in files.items()}
+    wrong = [_difference(name, found.get(name), member) for name, member in (_TREE | as_kept).items()]
+    wrong += [f"{name}: not in the directory" for name in sorted(found.keys() - _TREE.keys())[:10]]
+    wrong += [f"{name}: leads out of where it is unpacked" for name in members if _leads_out(name)][:10]
+    count = made.answer.get("entry_count")
+    if not isinstance(count, int) or not len(files) <= count <= len(members):
         wrong.append(f"entry_count {count!r} of {len(members)} members")
-    if answer.get("bytes") != len(packed):
-        wrong.append(f"bytes {answer.get('bytes')!r} of {len(packed)}")
-    return expect(not wrong, "; ".join(wrong) or f"{len(members)} members, as in the directory")
+    if made.answer.get("bytes") != len(packed):
+        wrong.append(f"bytes {made.answer.get('bytes')!r} of {len(packed)}")
+    modes = "" if made.executable == {"a/run"} else "; the file system does not keep which files can be executed"
+    wrong = [text for text in wrong if text]
+    return expect(not wrong, ("; ".join(wrong) or f"{len(members)} members, as in the directory") + modes)
+
+
+def _difference(name: str, found: _Member | None, wanted: _Member) -> str:
+    """How what is found under a name differs from what there was; nothing where it does not."""
+    if found is None:
+        return f"{name}: missing"
+    if found.kind != wanted.kind:
+        return f"{name}: {found.kind} instead of {wanted.kind}"
+    return "" if found.like(wanted) else f"{name}: {found.kind} with another content, {found.content!r:.60}"
+
+
+def _leads_out(name: str) -> bool:
+    return name.startswith("/") or ".." in name.split("/")
+
+
+@check(
+    "artifacts.archive-times",
+    "The files of an archive have the times of the files in the workspace.",
+    why="What `make` has built is built anew where all files are of one time.",
+    todo="Take the time of each member from its file.",
+    advisory=dict.fromkeys(DRIVERS, "a server may leave times out, so that the same files make the same archive"),
+    once=True,
+)
+def archive_times(server: Server) -> Finding:
+    made = server.share("archived", lambda: _archive(server))
+    members = _unpack(_bytes(made.answer) or b"")
+    if isinstance(members, str) or made.kept is None:
+        raise NotMeasured(f"the times can't be compared: {members if isinstance(members, str) else 'no date -r'}")
+    found = _below(members, made.folder).get("a/run")
+    return expect(
+        found is not None and abs(found.time - made.kept) <= _TAR_SECONDS,
+        f"of {made.kept} came {found and found.time}{_not_kept(made.kept)}",
+    )
+
+
+_TAR_SECONDS = 1
+"""A member's time is in whole seconds, cut or rounded."""
+
+_PACKED_BYTES = (8 * 2**20, 24 * 2**20)
+"""What is packed while others ask: harmless, and a second or less of work; the second where the first says too little.
+
+It can't be compressed, so that it takes its time.
+"""
+
+
+_SHORT_S = 0.25
+"""Others may always wait as long: where all of it took little more, nobody is held up."""
+
+
+@check(
+    "artifacts.archive-meanwhile",
+    "While a large archive is made, the server answers others, and commands of other slots run.",
+    why="Whoever keeps a workspace would otherwise hold up every agent of the server.",
+    todo="Pack in a thread or a process of its own, not between two requests.",
+)
+def archive_meanwhile(server: Server) -> Finding:
+    saw = ""
+    for size in _PACKED_BYTES:
+        with _folder(server, f"head -c {size} /dev/urandom > large") as folder, ThreadPoolExecutor(1) as caller:
+            begin = time.monotonic()
+            packing = caller.submit(
+                server.client.request, "POST", "/artifacts/archive", {"slot_id": server.slot(), "path": folder}
+            )
+            held_up, asked = 0.0, begin
+            while not packing.done():
+                server.client.health()
+                if server.slots > 1:
+                    server.bash(":", slot=1)
+                asked, before = time.monotonic(), asked
+                held_up = max(held_up, asked - before)
+            status, _ = packing.result()
+            seconds = time.monotonic() - begin
+        if status == 413:
+            raise NotApplicable(f"it makes no archive of {size >> 20} MiB: HTTP 413")
+        saw = f"while one of {size >> 20} MiB was made in {seconds:.2f} s, others waited {held_up:.2f} s at most"
+        if status != 200:
+            return expect(False, f"HTTP {status}")
+        # Who waits for all of it waits for most of the time; a loaded node gets a second, longer look.
+        if held_up < max(seconds / 2, _SHORT_S):
+            return expect(True, saw)
+    return expect(False, saw)
 
 
 def _statuses(
@@ -360,23 +524,34 @@ def missing(server: Server) -> Finding:
 
 @check(
     "artifacts.wrong-kind",
-    "Reading a directory or a FIFO and listing a file are answered with 400, at once.",
-    why="A server that opens a FIFO waits for ever for somebody to write.",
+    "Reading a directory or a FIFO is answered with 400, at once; listing a file too, or with an entry for it alone.",
+    why="A server that opens a FIFO waits for ever for somebody to write; a file's list is not that of its directory.",
     todo="Look at the kind of the entry before opening it.",
 )
 def wrong_kind(server: Server) -> Finding:
     with _folder(server, "mkdir d; : > file; mkfifo fifo") as folder:
+        file = f"{folder}/file"
         try:
-            return _statuses(
-                server,
-                ("read", {"path": f"{folder}/d"}),
-                ("read", {"path": f"{folder}/fifo"}),
-                ("list", {"path": f"{folder}/file"}),
-                expected=400,
+            seen = _statuses(server, *(("read", {"path": f"{folder}/{name}"}) for name in ("d", "fifo")), expected=400)
+            status, listed = server.client.request(
+                "POST", "/artifacts/list", {"slot_id": server.slot(), "path": file}, timeout_s=5
             )
         finally:
             # Frees a server that waits for a writer.
             server.bash(f": <> {folder}/fifo")
+    alone = status == 400 or (status == 200 and _names_alone(listed, "file"))
+    return expect(
+        seen.passed and alone, f"{seen.saw}; list of a file: HTTP {status} {listed[:200].decode('utf-8', 'replace')}"
+    )
+
+
+def _names_alone(listed: bytes, name: str) -> bool:
+    """Whether a list has one entry, a file of that name."""
+    try:
+        (entry,) = json.loads(listed)["entries"]
+        return entry["is_dir"] is False and str(entry["path"]).rpartition("/")[2] == name
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 @check(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from sifproof.checks.census import Census, count
+from sifproof.checks.children import Children
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
 from sifproof.config import DRIVERS
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.sandbox.client import Result
 
 OUTPUT_LIMIT = 50_000
@@ -23,14 +24,20 @@ LONG_COMMAND_BYTES = 100_000
 
 @check(
     "bash.output",
-    "What a command writes to standard output is `output`, and the call succeeds.",
+    "What a command writes to standard output is `output`, and the call succeeds; where the answer has a field "
+    "`stdout`, it stands there with the white space at both ends.",
     why="Agents act on what they read.",
     todo="Run the same command by hand in the container.",
 )
 def output(server: Server) -> Finding:
     word = nonce()
-    result = server.bash(f"echo {word}; echo 'a  b'; printf 'no newline'")
-    return expect(result.success and result.output.strip() == f"{word}\na  b\nno newline", result)
+    result = server.bash(f"echo '    indented'; echo {word}; echo 'a  b'; printf 'no newline'; echo; echo")
+    written = f"    indented\n{word}\na  b\nno newline\n\n"
+    whole = result.stdout is None or (result.stdout, result.stderr or "") == (written, "")
+    return expect(
+        result.success and result.output.strip() == written.strip() and whole,
+        result if whole else f"stdout={result.stdout!r}, stderr={result.stderr!r}",
+    )
 
 
 @check(
@@ -72,16 +79,22 @@ def output_whole(server: Server) -> Finding:
     todo=f"Cut each stream after {OUTPUT_LIMIT:,} characters and add a line behind each that was cut.",
 )
 def output_limit(server: Server) -> Finding:
-    result = server.bash(f"{_fill('x', OUTPUT_LIMIT + 1)}; {_fill('y', OUTPUT_LIMIT + 1)} >&2")
-    out, _, err = result.output.partition("\n[stderr]\n")
-    seen = []
-    for text, letter in ((out, "x"), (err, "y")):
-        notice = text.lstrip(letter)
-        seen.append((len(text) - len(notice), notice.strip()))
+    # Ends that differ, so that the last characters can't pass for the first.
+    written = {letter: f"begin{letter * OUTPUT_LIMIT}end" for letter in "xy"}
+    out, err = (f"printf begin; {_fill(letter, OUTPUT_LIMIT)}; printf end" for letter in "xy")
+    result = server.bash(f"{out}; {{ {err}; }} >&2")
+    streams = zip("xy", result.output.split("\n[stderr]\n", 1), strict=False)
+    seen, kept = [], 0
+    for letter, text in streams:
+        pairs = enumerate(zip(text, written[letter], strict=False))
+        same = next((index for index, (came, wrote) in pairs if came != wrote), min(len(text), len(written[letter])))
+        # The line that says so may begin as what was left out does, and is never just that.
+        notice = text[OUTPUT_LIMIT:]
+        kept += same >= OUTPUT_LIMIT and bool(notice.strip()) and notice != written[letter][OUTPUT_LIMIT:]
+        seen.append(f"the first {same:,}, then {text[same:].strip()!r:.80}")
     return expect(
-        result.success and all(kept == OUTPUT_LIMIT and notice for kept, notice in seen),
-        f"of {OUTPUT_LIMIT + 1:,} characters of standard output {seen[0][0]:,} came, with {seen[0][1]!r:.80}; "
-        f"of as many of standard error {seen[1][0]:,}, with {seen[1][1]!r:.80}",
+        result.success and kept == 2,
+        f"of {len(written['x']):,} characters of standard output, and of as many of standard error: {'; '.join(seen)}",
     )
 
 
@@ -155,88 +168,40 @@ up when ten seconds have passed since the time-out, waits longer."""
 
 @check(
     "bash.timeout",
-    "A command that exceeds its `timeout` is ended, says so, and its slot works again.",
-    why="One endless command would otherwise take a slot for good.",
+    "A command that exceeds its `timeout` is ended, says so with what it wrote until then, and its slot works again.",
+    why="One endless command would otherwise take a slot for good; what it wrote tells where it hung.",
     todo="Look at how the server waits for a command, and at what it does when the time is over.",
     waits_s=0.3,
 )
 def timeout(server: Server) -> Finding:
-    start = time.monotonic()
-    result = server.bash(f"sleep {_LONG_S}; echo late", timeout_s=0.3)
-    seconds = time.monotonic() - start
-    after = server.bash("echo usable")
-    return expect(
-        not result.success
-        and result.metadata.get("timeout") is True
-        and result.exit_code == -1
-        and "timed out" in result.error
-        and seconds < _LONG_S
-        and after.output.strip() == "usable",
-        f"{result}, metadata {result.metadata} after {seconds:.1f} s (timeout 0.3 s); afterwards: {after}",
-    )
-
-
-_LOOKED_S = 0.4
-"""How long children are given to write once more."""
-
-
-@dataclass(frozen=True)
-class _Children:
-    """Children of a command that go on writing a file each, and what can be seen of them afterwards."""
-
-    word: str
-
-    @property
-    def start(self) -> str:
-        """Starts one of each kind. They end by themselves after ten seconds, or where they are told to."""
-        go_on = f"i=0; while test ! -e {self.word}.stop && test $i -lt 200; do "
-        go_on += f"echo >> {self.word}.$0; i=$((i+1)); sleep 0.05; done"
-        return "\n".join(
-            [
-                f"loop='{go_on}'",
-                "exec 3>&1 4>&2 >/dev/null 2>&1",
-                'sh -c "$loop" child &',
-                '(trap "" TERM HUP INT; exec sh -c "$loop" deaf-to-SIGTERM) &',
-                '( (sh -c "$loop" orphan &) & )',
-                'set -m; sh -c "$loop" other-group & set +m',
-                "if command -v setsid; then (setsid sh -c \"trap '' TERM HUP; $loop\" daemon &) fi",
-                "exec 1>&3 2>&4 3>&- 4>&-",
-            ]
+    saw, waited_s = "", 0.0
+    # A loaded node, where the command has not written anything by then, gets a second, longer look.
+    for limit_s in (0.3, 3.0):
+        name = nonce()
+        start = time.monotonic()
+        result = server.bash(
+            f"echo before; echo beside >&2; : > {name}; sleep {_LONG_S + limit_s}; echo late", timeout_s=limit_s
         )
-
-    @property
-    def wait(self) -> str:
-        """Waits until each of them has written, and says so."""
-        kinds = " && ".join(
-            f"test -s {self.word}.{kind}" for kind in ("child", "deaf-to-SIGTERM", "orphan", "other-group")
+        seconds = time.monotonic() - start
+        wrote, after = server.remove(name), server.bash("echo usable")
+        waited_s += limit_s
+        kept = "before" in result.output and "beside" in result.output + result.error
+        saw = (
+            f"{result}, metadata {result.metadata} after {seconds:.1f} s (timeout {limit_s:g} s); "
+            f"{'all of it' if kept else 'not all'} that it wrote is there; afterwards: {after}"
         )
-        daemon = f"{{ test -s {self.word}.daemon || ! command -v setsid; }}"
-        return f"while ! {{ {kinds} && {daemon}; }} > /dev/null; do sleep 0.02; done; : > {self.word}.started"
-
-    @property
-    def go_on(self) -> str:
-        """Writes as the children do, for five seconds; what comes afterwards leaves a file, too."""
-        started = f"test -e {self.word}.started"
-        loop = f"while {started} && test $i -lt 100; do echo >> {self.word}.shell; i=$((i+1)); sleep 0.05; done"
-        return f"i=0; {loop}; {started} && : > {self.word}.late"
-
-    def look(self, server: Server) -> tuple[set[str], set[str]]:
-        """Which had begun, and which go on; afterwards nothing is left of them."""
-        sizes = f"wc -c {self.word}.*"
-        result = server.bash(f"{sizes}; echo then; sleep {_LOOKED_S}; {sizes}; : > {self.word}.stop")
-        before, _, after = result.output.partition("then\n")
-        first, second = (self._sizes(text) for text in (before, after))
-        alive = {kind for kind in first if second.get(kind, 0) > first[kind]}
-        server.bash(f"{'sleep 0.3; ' if alive else ''}rm -f {self.word}.*")
-        return set(first), alive
-
-    def _sizes(self, text: str) -> dict[str, int]:
-        rows = [line.split() for line in text.splitlines()]
-        return {
-            row[1].removeprefix(f"{self.word}."): int(row[0])
-            for row in rows
-            if len(row) == 2 and row[0].isdigit() and row[1].startswith(self.word)
-        }
+        ended = (
+            not result.success
+            and result.metadata.get("timeout") is True
+            and result.exit_code == -1
+            and "timed out" in result.error
+            and "late" not in result.output
+            and seconds < _LONG_S + limit_s
+            and after.output.strip() == "usable"
+        )
+        if wrote or not ended:
+            return expect(ended and kept, saw, waited_s=waited_s)
+    raise NotMeasured(f"nothing is there of what the command wrote within {limit_s:g} s: {saw}")
 
 
 @check(
@@ -245,23 +210,20 @@ class _Children:
     why="What outlives its time-out takes the node's processors and changes the workspace under the next command.",
     todo="Run commands in a PID name space or under a subreaper, and end the whole tree with SIGKILL; a process group "
     "is not enough.",
-    waits_s=0.5 + _LOOKED_S,
+    waits_s=0.5,
 )
 def timeout_tree(server: Server) -> Finding:
     waited_s = 0.0
     # A loaded node that has not started them all by then gets a second, longer time.
     for seconds in (0.5, 4.0):
-        children = _Children(nonce())
-        result = server.bash(
-            f"{children.start}\ntrap '' TERM\n{children.wait}\n{children.go_on}",
-            timeout_s=seconds,
-        )
+        children = Children(nonce())
+        result = server.bash(f"{children.start}\ntrap '' TERM\n{children.wait}\n{children.go_on}", timeout_s=seconds)
         began, alive = children.look(server)
-        waited_s += seconds + _LOOKED_S
-        if "started" in began or alive:
+        waited_s += seconds
+        if "shell" in began or alive:
             return expect(
-                not alive and "late" not in began,
-                f"{result}; still running afterwards: {', '.join(sorted(alive)) or 'none'} of {_kinds(began)}",
+                not alive,
+                f"{result}; still there afterwards: {', '.join(sorted(alive)) or 'none'} of {_told_kinds(began)}",
                 waited_s=waited_s,
             )
     raise NotMeasured(f"nothing is there of what the command wrote within 4 s: {result}")
@@ -274,24 +236,23 @@ def timeout_tree(server: Server) -> Finding:
     why="What outlives its call takes the node's processors and changes the workspace under the next command.",
     todo="Run commands in a PID name space or under a subreaper, and end what is left when the command has ended; a "
     "server that keeps it on purpose has to declare it.",
-    waits_s=_LOOKED_S,
 )
 def background(server: Server) -> Finding:
     kept = server.client.health().get("background_children") == "kept"
-    children = _Children(nonce())
+    children = Children(nonce())
     result = server.bash(f"{children.start}\n{children.wait}")
-    began, alive = children.look(server)
-    if "started" not in began:
+    began, alive = children.look(server, kept=kept)
+    if "shell" not in began:
         raise NotMeasured(f"nothing is there of what the command wrote: {result}")
     return expect(
         result.success and bool(alive) is kept,
         f"{result}; {'declared as kept; ' if kept else ''}"
-        f"still running afterwards: {', '.join(sorted(alive)) or 'none'} of {_kinds(began)}",
+        f"still there afterwards: {', '.join(sorted(alive)) or 'none'} of {_told_kinds(began)}",
     )
 
 
-def _kinds(began: set[str]) -> str:
-    return ", ".join(sorted(began - {"started", "late"})) or "none"
+def _told_kinds(began: set[str]) -> str:
+    return ", ".join(sorted(began)) or "none"
 
 
 @check(
@@ -308,6 +269,157 @@ def background_output(server: Server) -> Finding:
         result.success and result.output.strip() == "now" and seconds < _LONG_S,
         f"{result} after {seconds:.2f} s; the child sleeps for {_LONG_S} s",
     )
+
+
+OPEN_FILES, FILE_BYTES = 256, 64 * 2**20
+"""What a command may have open, and write to one file: far less than any build needs."""
+
+ADDRESS_SPACE_BYTES = 4 * 2**30
+"""What node, Java, Go and numpy reserve before they begin; it is no memory."""
+
+_SURROUNDINGS = """\
+echo "open $(ulimit -n)"; echo "size $(ulimit -f)"; echo "space $(ulimit -v)"
+s=ä; echo "letters ${#s}"
+for f in /proc/$$/fd/*; do
+  to=$(readlink "$f"); echo "fd ${f##*/} $to"; inode=${to#socket:[}
+  test "$inode" = "$to" || echo "tcp $to" $(grep -hsF " ${inode%]} " /proc/net/tcp /proc/net/tcp6)
+done"""
+
+
+def _surroundings(server: Server) -> list[list[str]]:
+    """What a command finds itself in, line by line; asked once for all checks."""
+    result = server.share("surroundings", lambda: server.bash(_SURROUNDINGS))
+    lines = [line.split() for line in result.output.splitlines() if line.strip()]
+    if not any(words[0] == "letters" for words in lines):
+        raise NotMeasured(f"a command can't tell what it finds itself in: {result}")
+    return lines
+
+
+def _limits(server: Server, *wanted: tuple[str, int, int]) -> Finding:
+    """Whether each limit, by its name in :data:`_SURROUNDINGS`, in a unit of so many bytes, is as much as wanted."""
+    told = {words[0]: words[1] for words in _surroundings(server) if len(words) == 2}
+    low = [
+        f"{name}: {int(told[name]) * unit:,}, {least:,} expected"
+        for name, unit, least in wanted
+        if told.get(name, "").isdigit() and int(told[name]) * unit < least
+    ]
+    if not low:
+        return expect(True, ", ".join(f"{name}: {told.get(name, 'not told')}" for name, _, _ in wanted))
+    # Who starts the agent may have set them: the image is not to blame for what its node hands down.
+    by_node = server.placement is not None and _limits_of_node(server, *wanted)
+    return replace(
+        expect(False, f"{'; '.join(low)}{'; the node sets it' if by_node else ''}"),
+        fault=Fault.INFRASTRUCTURE if by_node else None,
+    )
+
+
+def _limits_of_node(server: Server, *wanted: tuple[str, int, int]) -> bool:
+    """Whether what the node's Nomad client starts has a limit that is too low itself."""
+    try:
+        said = server.placed.node.run('echo "open $(ulimit -n)"; echo "size $(ulimit -f)"; echo "space $(ulimit -v)"')
+    except SifproofError:
+        return False
+    told = dict(line.split() for line in said.splitlines() if len(line.split()) == 2)
+    return any(told.get(name, "").isdigit() and int(told[name]) * unit < least for name, unit, least in wanted)
+
+
+@check(
+    "bash.limits",
+    f"A command may have {OPEN_FILES} files open, and write one of {FILE_BYTES >> 20} MiB.",
+    why="Builds, tests and downloads do both; what fails then blames the disk or the program.",
+    todo="Look for `RLIMIT_NOFILE` and `RLIMIT_FSIZE` in the server, and at `ulimit -a` of who starts it.",
+)
+def limits(server: Server) -> Finding:
+    # POSIX counts files in blocks of 512 bytes, bash in those of 1024.
+    return _limits(server, ("open", 1, OPEN_FILES), ("size", 1024, FILE_BYTES))
+
+
+@check(
+    "bash.address-space",
+    f"A command may reserve {ADDRESS_SPACE_BYTES >> 30} GiB of address space.",
+    why="node, Java, Go and numpy reserve more than they ever use, and do not start without it.",
+    todo="Limit memory by a control group or `RLIMIT_DATA` instead of `RLIMIT_AS`.",
+    advisory=dict.fromkeys(DRIVERS, "a server may keep commands from taking memory in this way, on purpose"),
+)
+def address_space(server: Server) -> Finding:
+    return _limits(server, ("space", 1024, ADDRESS_SPACE_BYTES))
+
+
+@check(
+    "bash.descriptors",
+    "A command inherits no connection of the server's, nor the socket that it listens on.",
+    why="One that accepts on it answers in the server's place, to clients of every slot.",
+    todo="Open sockets with `O_CLOEXEC`, and close what a command does not need before it starts.",
+)
+def descriptors(server: Server) -> Finding:
+    lines = _surroundings(server)
+    held = [words for words in lines if words[0] == "fd" and len(words) == 3]
+    if not held:
+        raise NotApplicable("a command does not see its own descriptors in /proc")
+    # The kernel's table: number, local and remote address, state.
+    tcp = {words[1]: words[3:6] for words in lines if words[0] == "tcp" and len(words) > 5}
+    leaked = [
+        f"{number}: a TCP socket at {tcp[what][0]}{', which listens' if tcp[what][2] == '0A' else ''}"
+        for _, number, what in held
+        if what in tcp
+    ]
+    return expect(not leaked, "; ".join(leaked) or f"none of {len(held)} descriptors is a connection")
+
+
+@check(
+    "bash.localhost",
+    "The name `localhost` is known to a command.",
+    why="Tests start a server and ask it under that name.",
+    todo="Give commands an `/etc/hosts` with `127.0.0.1 localhost`.",
+    advisory=dict.fromkeys(DRIVERS, "the protocol does not promise it, and Apptainer takes the file from the image"),
+)
+def localhost(server: Server) -> Finding:
+    by_name, by_address = (
+        server.bash(f"(exec 3<>/dev/tcp/{host}/1) 2>&1 || :", timeout_s=20.0) for host in ("localhost", "127.0.0.1")
+    )
+    # Told by what bash does, which has no word for it that is not translated: a name that is found is connected to.
+    reached = [not result.output.strip() or "connect" in result.output for result in (by_name, by_address)]
+    if not reached[1]:
+        raise NotApplicable(f"a command has no way to try a connection: {by_address}")
+    return expect(reached[0], f"a connection to it: {by_name.output.strip() or 'made'}")
+
+
+@check(
+    "bash.locale",
+    "Commands count characters, not bytes: their locale is one of UTF-8.",
+    why="Programs refuse names and text beyond ASCII in a locale that does not know them.",
+    todo="Set `LANG=C.UTF-8` in the image, and let the server pass it on.",
+    advisory=dict.fromkeys(DRIVERS, "what locale commands run in is the server's to choose"),
+)
+def locale(server: Server) -> Finding:
+    (letters,) = (words[1] for words in _surroundings(server) if words[0] == "letters")
+    return expect(letters == "1", f"bash counts {letters} in the letter ä")
+
+
+_START_UP = (".bash_profile", ".bashrc")
+
+
+@check(
+    "bash.start-up",
+    "What one command writes into `.bash_profile` or `.bashrc` is not run by the next.",
+    why="A repository's own dot files would otherwise run in every command, and change its output and its PATH.",
+    todo="Start commands as `bash -c`, which is no login shell, and with something else than a socket as their input.",
+    advisory=dict.fromkeys(DRIVERS, "a server may start login shells on purpose"),
+)
+def start_up(server: Server) -> Finding:
+    word = nonce()
+    made = server.bash(
+        f'for f in {" ".join(_START_UP)}; do test -e ~/$f || {{ echo "echo {word}" > ~/$f && echo "made $f"; }}; done'
+    )
+    names = [name for name in _START_UP if f"made {name}" in made.output]
+    try:
+        if not names:
+            raise NotApplicable(f"no such file can be made: {made}")
+        seen = server.bash("echo command")
+        return expect(seen.success and word not in seen.output, f"with {' and '.join(names)} in its home: {seen}")
+    finally:
+        if names:
+            server.bash(f"cd && rm -f {' '.join(names)}")
 
 
 @check(
@@ -477,6 +589,65 @@ LEAK_MARGIN = 5
 """How many processes or descriptors more are no leak: of connections that were just closed. Workers and pools that are
 started late may be more, once: then as many calls are made again."""
 
+LEAK_BYTES = 40_000
+"""How much more memory for each call is no leak."""
+
+
+@dataclass(frozen=True)
+class _Round:
+    """:data:`LEAK_CALLS` commands, and what there was before and after them."""
+
+    failed: int
+    before: Census
+    after: Census
+
+    @property
+    def processes(self) -> int:
+        return self.after.processes.total() - self.before.processes.total()
+
+    @property
+    def descriptors(self) -> int:
+        return self.after.descriptors - self.before.descriptors
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.after.grown(self.before, "anonymous")
+
+    @property
+    def nothing_left(self) -> bool:
+        return self.processes <= LEAK_MARGIN and self.descriptors <= LEAK_MARGIN
+
+    @property
+    def no_memory_kept(self) -> bool:
+        return self.memory_bytes <= LEAK_CALLS * LEAK_BYTES
+
+    def __str__(self) -> str:
+        more = ", ".join(
+            f"{count} {name}" for name, count in (self.after.processes - self.before.processes).most_common(3)
+        )
+        return (
+            f"{self.failed} of {LEAK_CALLS} calls failed; processes {self.processes:+d}{f' ({more})' if more else ''}, "
+            f"descriptors {self.descriptors:+d}, of {self.before.processes.total()} and {self.before.descriptors}; "
+            f"memory {self.memory_bytes / LEAK_CALLS:+,.0f} bytes a call."
+        )
+
+
+def _rounds(server: Server) -> list[_Round]:
+    """One round; two where the first left something behind."""
+    slots = [str(slot.get("slot_id")) for slot in server.client.slots()][:8]
+    calls = [slots[number % len(slots)] for number in range(LEAK_CALLS)]
+    made: list[_Round] = []
+    before = count(server)
+    while len(made) < 2:
+        with ThreadPoolExecutor(len(slots)) as callers:
+            results = list(callers.map(lambda slot: server.client.bash(slot, "true"), calls))
+        after = count(server)
+        made.append(_Round(sum(not result.success for result in results), before, after))
+        if made[-1].failed or (made[-1].nothing_left and made[-1].no_memory_kept):
+            break
+        before = after
+    return made
+
 
 @check(
     "bash.leaks",
@@ -484,82 +655,43 @@ started late may be more, once: then as many calls are made again."""
     why="A server that leaks with every call fails after a day, when it can open and start nothing any more.",
     todo="Look at what the server holds (`ls -l /proc/<pid>/fd`, `ps --forest`): pipes that it does not close, "
     "children that it does not collect.",
+    once=True,
 )
 def leaks(server: Server) -> Finding:
-    slots = [str(slot.get("slot_id")) for slot in server.client.slots()][:8]
-    calls = [slots[number % len(slots)] for number in range(LEAK_CALLS)]
-    before, saw = _census(server), ""
-    for _ in range(2):
-        with ThreadPoolExecutor(len(slots)) as callers:
-            results = list(callers.map(lambda slot: server.client.bash(slot, "true"), calls))
-        failed = [result for result in results if not result.success]
-        after = _census(server)
-        processes = after.processes.total() - before.processes.total()
-        descriptors = after.descriptors - before.descriptors
-        more = ", ".join(f"{count} {name}" for name, count in (after.processes - before.processes).most_common(3))
-        saw += (
-            f"{len(failed)} of {LEAK_CALLS} calls failed; processes {processes:+d}{f' ({more})' if more else ''}, "
-            f"descriptors {descriptors:+d}, of {before.processes.total()} and {before.descriptors}. "
-        )
-        kept = processes <= LEAK_MARGIN and descriptors <= LEAK_MARGIN
-        if failed or kept:
-            return expect(not failed, saw.strip())
-        before = after
-    return expect(False, saw.strip())
+    rounds = server.share("rounds", lambda: _rounds(server))
+    kept = not any(made.failed for made in rounds) and any(made.nothing_left for made in rounds)
+    return expect(kept, " ".join(map(str, rounds)))
 
 
-@dataclass(frozen=True)
-class _Census:
-    """The allocation's processes by name, and how many descriptors they hold open together."""
+@check(
+    "bash.leaks-memory",
+    f"{LEAK_CALLS} commands in a row leave the server no larger than before, but for {LEAK_BYTES // 1000} kB each.",
+    why="A server that keeps something of every call takes the node's memory in some days.",
+    todo="Look for a history, a cache or a log in memory that nothing clears.",
+    advisory=dict.fromkeys(DRIVERS, "a runtime that collects its garbage late may grow for a while at first"),
+    once=True,
+)
+def leaks_memory(server: Server) -> Finding:
+    rounds = server.share("rounds", lambda: _rounds(server))
+    return expect(any(made.no_memory_kept for made in rounds), " ".join(map(str, rounds)))
 
-    processes: Counter[str]
-    descriptors: int
+
+OUTPUT_BYTES = 128 * 2**20
+"""What a command prints to see whether the server keeps it: harmless, and far more than an answer holds."""
 
 
-def _census(server: Server) -> _Census:
-    allocation = server.placed.allocation.id
-    # The task's processes are those that Nomad gave its variable or control group, and all below them: a container
-    # has neither.
-    script = (
-        "cd /proc\n"
-        f"grep -ls 'NOMAD_ALLOC_ID={allocation}' [0-9]*/environ; grep -ls '{allocation}' [0-9]*/cgroup\n"
-        # Where a directory can't be read, or is empty, the pattern stays as it is.
-        'for p in [0-9]*; do set -- "$p"/fd/*; if [ -h "$1" ]; then echo "$p/fds:$#"; '
-        'elif [ -d "$p" ] && [ ! -r "$p/fd" ]; then echo "$p/hidden:"; fi; done\n'
-        "grep -s -e ^PPid: -e ^Name: -e ^State: [0-9]*/status; :"
-    )
-    try:
-        answer = server.placed.node.run(script)
-    except SifproofError as error:
-        raise NotMeasured(f"the node's processes could not be counted: {error}") from None
-    names: dict[str, str] = {}
-    parents: dict[str, str] = {}
-    descriptors: dict[str, int] = {}
-    hidden: set[str] = set()
-    ours: set[str] = set()
-    for line in answer.splitlines():
-        pid, _, rest = line.partition("/")
-        what, _, value = rest.partition(":")
-        if what in ("environ", "cgroup"):
-            ours.add(pid)
-        elif what == "fds":
-            descriptors[pid] = int(value)
-        elif what == "hidden":
-            hidden.add(pid)
-        elif value.startswith("Name:"):
-            names[pid] = value.removeprefix("Name:").strip()
-        elif value.startswith("PPid:"):
-            parents[pid] = value.removeprefix("PPid:").strip()
-        elif value.startswith("State:") and value.split()[1] == "Z":
-            hidden.discard(pid)  # it has none
-    while below := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= below
-    if not ours:
-        raise NotMeasured("the user of the node's Nomad client may not see the processes of the task")
-    # A set-uid program that starts the container hides its own from everyone, not those of what it starts.
-    if unseen := (hidden & ours & parents.keys()) - set(parents.values()):
-        told = ", ".join(sorted({names.get(pid, "?") for pid in unseen}))
-        raise NotMeasured(f"the user of the node's Nomad client may not see the file descriptors of {told}")
-    return _Census(
-        Counter(names.get(pid, "?") for pid in ours if pid in parents), sum(descriptors.get(pid, 0) for pid in ours)
+@check(
+    "bash.output-memory",
+    f"A command that prints {OUTPUT_BYTES >> 20} MiB does not make the server larger by as much, not for a moment.",
+    why="One `cat` of a large file would otherwise end the server, and all slots with it, for lack of memory.",
+    todo="Keep what an answer holds while reading a command's output, and throw the rest away as it comes.",
+)
+def output_memory(server: Server) -> Finding:
+    before = count(server, forget_peaks=True)
+    result = server.bash(f"head -c {OUTPUT_BYTES} /dev/zero | tr '\\0' x")
+    grown = count(server).grown(before, "peak")
+    if not result.success:
+        return expect(False, result)
+    return expect(
+        grown < OUTPUT_BYTES // 2, f"at its largest it had {grown / 2**20:,.0f} MiB more than before: {result}"
     )

@@ -100,6 +100,37 @@ def failure(server: Server) -> Finding:
     return expect(kept and right, f"errors: {told}; the calls around them: {good}; {written}")
 
 
+BATCH_CALLS = 200
+"""As many as the deployed system's clients put into one batch by default."""
+
+
+@check(
+    "batch.size",
+    f"A batch of {BATCH_CALLS} calls is done, with a result for each.",
+    why="Clients gather what their agents ask for within some milliseconds: as many calls as there are agents.",
+    todo="Look for a limit of the calls of a batch, and for what is opened or started for each of them at once.",
+)
+def size(server: Server) -> Finding:
+    name = nonce()
+    # Of a tool that costs next to nothing.
+    calls = [
+        {
+            "slot_id": server.slot(number % server.slots),
+            "tool": "read_file",
+            "args": {"path": name},
+            "execution_id": f"{name}-{number}",
+        }
+        for number in range(BATCH_CALLS)
+    ]
+    results = server.client.batch(calls)
+    wrong = [
+        f"result {number}: {result}, execution_id {result.execution_id!r}"
+        for number, (call, result) in enumerate(zip(calls, results, strict=True))
+        if result.execution_id != call["execution_id"] or "not found" not in result.error.lower()
+    ]
+    return expect(not wrong, "; ".join(wrong[:3]) or f"{len(results)} results as the calls")
+
+
 @check(
     "batch.not-a-list",
     "A batch whose body is no list is answered with 400, and nothing of it is done.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -175,7 +176,8 @@ def _kept_or_refused(server: Server, tool: str, flag: str) -> Finding:
         return expect(not result.success and bool(result.error), f"refused: {_said(result)}")
     if not result.success or not _claims(result):
         return expect(False, f"it ran: {_said(result)}")
-    if seen := [word for word in result.output.split() if word.startswith("/proc/")]:
+    # An answer may be a screen that shows the command, too: it has a pattern in its place.
+    if seen := [word for word in result.output.split() if re.fullmatch(r"/proc/\d+/cmdline", word)]:
         return expect(False, f"it ran: {_said(result)}; it sees the server as {', '.join(seen)}")
     others = _processes_of_others(server, call)
     saw = f"; it sees a process of another slot as {', '.join(others)}" if others else ""
@@ -214,6 +216,8 @@ def _connections(server: Server) -> str:
     if server.driver == "docker":
         port = server.placed.sandbox.port
         targets.append(("127.0.0.1", port if isinstance(port, int) else DOCKER_PORT))
+    # A connection by IPv6 gets to a server that listens by IPv4 alone, too; who cuts one may have forgotten the other.
+    targets += [(f"::ffff:{host}", port) for host, port in targets if host.count(".") == 3]
     # Of bash alone; another shell finds no such file.
     lines = [
         f"(exec 3<>/dev/tcp/{host}/{port}) 2>/dev/null && echo open {host}:{port}"

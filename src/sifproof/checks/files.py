@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from shlex import quote
 
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
+from sifproof.config import DRIVERS
 from sifproof.errors import SifproofError
 from sifproof.nomad.client import NotFoundError
 from sifproof.sandbox.client import Result, ServerError
@@ -37,10 +41,20 @@ def _name(server: Server, *, slot: int = 0) -> Iterator[str]:
     todo="Write and read the same file by hand through the server.",
 )
 def roundtrip(server: Server) -> Finding:
+    texts = ["first line\n  indented\ttab\r\nlast line without end", " \n both ends of white space \n\n\t "]
+    texts += ["\ufeffa mark of order", "\x0b control \x1b characters \x7f"]
+    saw = []
     with _name(server) as name:
-        text = "first line\n  indented\ttab\r\nlast line without end"
-        written, seen = server.write(f"{name}.txt", text), server.read(f"{name}.txt")
-    return expect(written.success and seen.success and seen.output == text, f"wrote: {written}; read: {seen}")
+        for number, text in enumerate(texts):
+            written, seen = server.write(f"{name}-{number}", text), server.read(f"{name}-{number}")
+            if not (written.success and seen.success and seen.output == text):
+                saw.append(f"of {text!r}: wrote: {written}; read: {seen.output!r}, {seen.error}")
+        # That a text file holds a zero byte a server may refuse; what it takes, it has to keep.
+        odd = "before\0after"
+        written, seen = server.write(f"{name}-zero", odd), server.read(f"{name}-zero")
+        if written.success and seen.output != odd:
+            saw.append(f"of {odd!r}: wrote: {written}; read: {seen.output!r}, {seen.error}")
+    return expect(not saw, "; ".join(saw) or f"{len(texts) + 1} texts as they were written")
 
 
 @check(
@@ -134,16 +148,182 @@ def parents(server: Server) -> Finding:
 
 @check(
     "files.overwrite",
-    "Writing again replaces the whole file.",
-    why="A shorter version with the rest of a longer one behind it is corrupt code.",
-    todo="Look at whether the server truncates.",
+    "Writing again replaces the whole file, and leaves nothing else in its directory.",
+    why="A shorter version with the rest of a longer one behind it is corrupt code; copies that are left are found by "
+    "`git` and by tests.",
+    todo="Look at whether the server truncates, and at what it keeps beside the file.",
 )
 def overwrite(server: Server) -> Finding:
     short = nonce()
     with _name(server) as name:
-        server.write(name, "x" * 1000)
-        written, seen = server.write(name, short), server.read(name)
-    return expect(written.success and seen.output == short, f"wrote: {written}; read: {seen}")
+        server.bash(f"mkdir {name}")
+        server.write(f"{name}/file", "x" * 1000)
+        written, seen = server.write(f"{name}/file", short), server.read(f"{name}/file")
+        there = server.bash(f"ls -A {name}")
+    return expect(
+        written.success and seen.output == short and there.output.split() == ["file"],
+        f"wrote: {written}; read: {seen}; in its directory: {there.output.split()}",
+    )
+
+
+@check(
+    "files.refused-write",
+    "What was in a file is still there when `write_file` refuses the new content.",
+    why="A failed edit must not cost the work that was to be edited.",
+    todo="Look at size and encoding of the content before the file is opened.",
+)
+def refused_write(server: Server) -> Finding:
+    old = nonce()
+    contents = {"too large": "x" * (SIZE_LIMIT_BYTES + 1), "no character": "\ud800"}
+    lost = []
+    with _name(server) as name:
+        for what, content in contents.items():
+            server.write(name, old)
+            try:
+                written = server.write(name, content)
+            except ServerError as error:  # refused as a request, as it may be
+                written = Result(success=False, error=str(error))
+            seen = server.read(name)
+            if not written.success and seen.output != old:
+                lost.append(f"{what}: {written}; and then the file holds {seen}")
+    return expect(not lost, "; ".join(lost) or "the old content is there")
+
+
+_HELD_S = (0.3, 3.0)
+
+
+@check(
+    "files.in-turn",
+    "`read_file` and `write_file` wait for the command that runs in their slot.",
+    why="Tools of one slot run one at a time: else an agent reads what a build has half written.",
+    todo="Take the slot's lock for the file tools, too.",
+    waits_s=_HELD_S[0],
+)
+def in_turn(server: Server) -> Finding:
+    waited_s = 0.0
+    # Told by what the file holds, not by a clock; a slow client gets a second, longer look.
+    for seconds in _HELD_S:
+        with _name(server) as name, ThreadPoolExecutor(3) as callers:
+            command = f"echo half > {name}; echo mine > {name}-w; sleep {seconds}; cat {name}-w; echo whole > {name}"
+            running = callers.submit(server.bash, command)
+            # By a call that waits for nobody, or for the command, which is as well.
+            body = {"slot_id": server.slot(), "path": f"{name}-w"}
+            while not running.done() and server.client.request("POST", "/artifacts/read", body)[0] != 200:
+                time.sleep(0.01)
+            reading = callers.submit(server.read, name)
+            writing = callers.submit(server.write, f"{name}-w", "theirs")
+            command_saw, seen, written = running.result(), reading.result(), writing.result()
+            after = server.read(f"{name}-w")
+        waited_s += seconds
+        saw = f"the command found {command_saw.output!r} of what it wrote; read meanwhile: {seen}; wrote: {written}"
+        if "half" in seen.output or command_saw.output.strip() != "mine":
+            return expect(False, saw, waited_s=waited_s)
+        if "whole" in seen.output and after.output == "theirs":
+            return expect(True, saw, waited_s=waited_s)
+    # They came before it.
+    raise NotMeasured(f"the calls did not come while the command ran: {saw}")
+
+
+_REPLACED_TIMES = 8
+
+
+@check(
+    "files.whole",
+    "Who reads a file while `write_file` replaces it never sees a part of the new content.",
+    why="Half a module is a syntax error that nobody finds again.",
+    todo="Write to a temporary file and rename it, or write all of it at once.",
+)
+def whole(server: Server) -> Finding:
+    # Of one page, which a single write fills at once: only who writes in parts shows a part.
+    contents = [letter * 2000 for letter in "ab"]
+    parts = set()
+    looked = status = 0
+    with _name(server) as name, ThreadPoolExecutor(1) as caller:
+        body = {"slot_id": server.slot(), "path": name}
+        server.write(name, contents[0])
+        for number in range(_REPLACED_TIMES):
+            writing = caller.submit(server.write, name, contents[(number + 1) % 2])
+            while not writing.done():
+                status, answer = server.client.request("POST", "/artifacts/read", body)
+                content = json.loads(answer).get("content") if status == 200 else None
+                looked += status == 200
+                # One that is empty is not held against a server: for that long every file is that is opened anew.
+                if content and content not in contents:
+                    parts.add(f"{len(content)} characters: {content[:3]}…{content[-3:]}")
+    if not looked:
+        raise NotMeasured(f"the file could not be read meanwhile: HTTP {status}")
+    return expect(not parts, "; ".join(sorted(parts)) or f"read {looked} times, and never a part")
+
+
+@check(
+    "files.inner-link",
+    "A symbolic link that stays in the workspace is followed, for reading and for writing, to files and through "
+    "directories.",
+    why="Packages, virtual environments and repositories are full of them.",
+    todo="Refuse a link by where it leads, not for being one.",
+)
+def inner_link(server: Server) -> Finding:
+    word, other = nonce(), nonce()
+    with _name(server) as name:
+        made = server.bash(
+            f"mkdir -p {name}/real && echo {word} > {name}/real/file && ln -s real {name}/folder && "
+            f"ln -s real/file {name}/link"
+        )
+        if not made.success:
+            raise NotApplicable(f"no links can be made in the workspace: {made}")
+        reads = {path: server.read(f"{name}/{path}") for path in ("link", "folder/file")}
+        writes = {path: server.write(f"{name}/{path}", other) for path in ("link", "folder/new")}
+        there = server.bash(f"cat {name}/real/new && cat {name}/link")
+    wrong = [f"read {path}: {result}" for path, result in reads.items() if result.output.strip() != word]
+    wrong += [f"write {path}: {result}" for path, result in writes.items() if not result.success]
+    if not wrong and there.output.strip() != other * 2:
+        wrong.append(f"what was written is not what a command sees: {there}")
+    return expect(not wrong, "; ".join(wrong) or "followed")
+
+
+@check(
+    "files.modes",
+    "What its mode keeps a command from, `read_file` and `write_file` are kept from, too.",
+    why="Who takes the right to write from a file wants it to stay as it is.",
+    todo="Look at the mode of a file before opening it, where the server runs as root.",
+    advisory=dict.fromkeys(DRIVERS, "the protocol does not say with whose rights the server opens files"),
+)
+def modes(server: Server) -> Finding:
+    word, other = nonce(), nonce()
+    with _name(server) as name:
+        obeyed = server.bash(
+            f"echo {word} > {name}; echo {word} > {name}-w; chmod 000 {name}; chmod 444 {name}-w; "
+            f"test ! -r {name} && echo read; test ! -w {name}-w && echo write"
+        ).output.split()
+        seen = server.read(name)
+        written = server.write(f"{name}-w", other)
+        server.bash(f"chmod 644 {name} {name}-w")
+        left = server.read(f"{name}-w").output.strip()
+    if not obeyed:
+        raise NotApplicable("no mode keeps a command from a file here")
+    wrong = [f"read, with mode 000: {seen}"] if "read" in obeyed and seen.success else []
+    wrong += [f"written, with mode 444: {written}"] if "write" in obeyed and (written.success or left != word) else []
+    return expect(not wrong, "; ".join(wrong) or f"read: {seen}; wrote: {written}")
+
+
+@check(
+    "files.shown-path",
+    "The path that `pwd` shows to a command is one by which `read_file` and `write_file` know the workspace.",
+    why="Agents copy paths out of a command's output.",
+    todo="Accept an absolute path below what commands call the workspace.",
+    advisory=dict.fromkeys(DRIVERS, "the protocol promises paths relative to the workspace, and no others"),
+)
+def shown_path(server: Server) -> Finding:
+    word = nonce()
+    with _name(server) as name:
+        shown = server.bash(f"echo {word} > {name}; pwd").output.strip()
+        seen = server.read(f"{shown}/{name}")
+        written = server.write(f"{shown}/{name}-w", word)
+        back = server.read(f"{name}-w")
+    return expect(
+        seen.output.strip() == word and written.success and back.output == word,
+        f"below {shown}: read: {seen}; wrote: {written}",
+    )
 
 
 @check(
@@ -411,7 +591,8 @@ def _refused(server: Server, name: str, reads: Iterable[str], writes: Iterable[s
 
 @check(
     "files.seen-by-bash",
-    "Files written by `write_file` are there for commands of the same slot, and the other way round.",
+    "Files written by `write_file` are there for commands of the same slot, to read and to change, and the other way "
+    "round.",
     why="Agents write code with one tool and run it with the other.",
     todo="Look at the mount of the workspace in the command's sandbox.",
 )
@@ -419,9 +600,17 @@ def seen_by_bash(server: Server) -> Finding:
     word, answer = nonce(), nonce()
     with _name(server) as name:
         server.write(name, word)
-        seen = server.bash(f"cat {name} && printf %s {answer} > {name}-back")
+        seen = server.bash(f"cat {name} && printf %s {answer} > {name}-back && printf %s {answer} >> {name}")
         read = server.read(f"{name}-back")
-    return expect(seen.output.strip() == word and read.output == answer, f"bash saw: {seen}; read_file saw: {read}")
+        changed = server.read(name)
+        written = server.write(f"{name}-back", word)
+    return expect(
+        seen.success
+        and seen.output.strip() == word
+        and (read.output, changed.output) == (answer, word + answer)
+        and written.success,
+        f"bash saw: {seen}; read_file saw: {read}, and of what bash added to: {changed}; changed in turn: {written}",
+    )
 
 
 @check(

@@ -186,3 +186,40 @@ def slot_list(server: Server) -> Finding:
     if not states <= {"available", "executing"}:
         wrong.append(f"states {sorted(map(str, states))}")
     return expect(not wrong, "; ".join(wrong) or f"{len(ids)} slots")
+
+
+@check(
+    "health.current-call",
+    "While a call runs, `/slots` names it by its `execution_id` as its slot's `current_execution_id`, and no other.",
+    why="Who looks for a call that hangs finds its slot by it.",
+    todo="Set the slot's `current_execution_id` when its call begins, and clear it when it ends.",
+    waits_s=0.3,
+)
+def current_call(server: Server) -> Finding:
+    seen: set[str] = set()
+    waited_s = 0.0
+    # A loaded machine gets a second, longer look before it is a failure.
+    for seconds in (0.3, 3.0):
+        word, slot = nonce(), server.slot()
+        call = {"command": f"sleep {seconds}"}
+        with ThreadPoolExecutor(1) as worker:
+            running = worker.submit(server.client.execute, slot, "bash", call, execution_id=word)
+            while not running.done():
+                seen |= {_named(entry, slot, word) for entry in server.client.slots()}
+        after = {entry.get("current_execution_id") for entry in server.client.slots()}
+        waited_s += seconds
+        if "the call" in seen:
+            break
+    return expect(
+        seen <= {"the call", "nothing"} and "the call" in seen and after == {None},
+        f"named while it ran: {', '.join(sorted(seen))}; afterwards: {after}",
+        waited_s=waited_s,
+    )
+
+
+def _named(entry: dict[str, object], slot: str, word: str) -> str:
+    """What a slot says that it executes, while ``word`` runs in ``slot``."""
+    current = entry.get("current_execution_id")
+    if current is None:
+        return "nothing"
+    return "the call" if (current, entry.get("slot_id")) == (word, slot) else f"{current!r} by {entry.get('slot_id')}"

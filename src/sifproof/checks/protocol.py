@@ -213,7 +213,7 @@ def odd_text(server: Server) -> Finding:
 def unknown_slot(server: Server) -> Finding:
     calls = [
         {"slot_id": slot, "tool": tool, "args": {"command": "true", "path": "x", "content": "x"}}
-        for slot in ("slot_999999", "no-such-slot", "slot_-1", "SLOT_0", "0")
+        for slot in (f"slot_{server.slots}", "slot_999999", "no-such-slot", "slot_-1", "SLOT_0", "0")
         for tool in ("bash", "read_file", "write_file")
     ]
     client = server.client

@@ -177,7 +177,9 @@ def processes(server: Server) -> Finding:
     left = server.bash("sleep 0.5; ls -A")
     # One whose directory was removed and made anew writes where nobody sees it.
     after, unseen = _on_node(server, name) if before else (before, unseen)
-    remembered = client.execute(slot, "bash_stateful", {"command": 'echo "[$sifproof_word]"'}) if has_shell else None
+    # Told by words that only the shell puts together: an answer may be a whole screen, with the command on it.
+    ask = 'test "${sifproof_word-}" && echo "remem""bered" || echo "forg""otten"'
+    remembered = client.execute(slot, "bash_stateful", {"command": ask}) if has_shell else None
     if has_shell:
         client.reset(slot)
     kept = (
@@ -186,7 +188,7 @@ def processes(server: Server) -> Finding:
         and left.success
         and not left.output.strip()
         and not after
-        and (remembered is None or remembered.output.strip() == "[]")
+        and (remembered is None or ("forgotten" in remembered.output and "remembered" not in remembered.output))
     )
     if kept and unseen:
         raise NotMeasured(f"whether a process goes on where nobody sees it write can't be told: {unseen}")

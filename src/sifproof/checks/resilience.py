@@ -18,6 +18,7 @@ from sifproof.checks.reset import opened_in_the_end
 from sifproof.checks.server import Server, nonce
 from sifproof.checks.suite import server_of
 from sifproof.checks.twins import second_job, start
+from sifproof.config import DRIVERS
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import second, signals, traces, twin
 from sifproof.nomad.allocations import Allocation, get_job_allocations, parse_allocation
@@ -81,22 +82,27 @@ def _second(server: Server) -> second.SecondClient:
 
 @dataclasses.dataclass(frozen=True)
 class Killed:
-    """What was written before the server was killed, and whether it answered afterwards."""
+    """What was written before the server was killed, whether it answered afterwards, and did its work at once."""
 
     server: Server
     files: list[Kept]
     answered: Finding
     locked_in: Finding | NotMeasured
+    worked: str = "it did not answer"
+    """Why a command did not work as soon as `/health` answered, before or afterwards; nothing where it did."""
 
 
 def _kill(server: Server) -> Killed:
     there = _twin(server)
+    first = _first_call(there)
     try:
         before = LockedIn.seen(there, looked_at(there))
     except NotMeasured as error:
         reason = error  # its own name ends here
-        return _kill_closed(there, lambda: reason)
-    return _kill_closed(there, lambda: before.still(LockedIn.seen(there, looked_at(there))))
+        seen = _kill_closed(there, lambda: reason)
+    else:
+        seen = _kill_closed(there, lambda: before.still(LockedIn.seen(there, looked_at(there))))
+    return dataclasses.replace(seen, worked=first or seen.worked)
 
 
 def _kill_closed(there: Server, look: Callable[[], Finding | NotMeasured]) -> Killed:
@@ -104,18 +110,18 @@ def _kill_closed(there: Server, look: Callable[[], Finding | NotMeasured]) -> Ki
     with opened_in_the_end(there, 0):
         files = write_files(there)
         there.bash("chmod 000 .")
-        answered = _kill_server(there)
+        answered, worked = _kill_server(there)
         locked_in: Finding | NotMeasured = NotMeasured(f"the server did not come back: {answered.saw}")
         if answered.passed:
             try:
                 locked_in = look()
             except NotMeasured as reason:
                 locked_in = reason
-    return Killed(there, files, answered, locked_in)
+    return Killed(there, files, answered, locked_in, worked)
 
 
-def _kill_server(there: Server) -> Finding:
-    """Kill it and wait until it is there again: a measurement of that, or what came of it."""
+def _kill_server(there: Server) -> tuple[Finding, str]:
+    """Kill it and wait until it is there again: a measurement of that, or what came of it; and how it then worked."""
     placed = there.placed
     before = last_start_ns(parse_allocation(placed.nomad.get("allocation", placed.allocation.id)))
     begin = time.monotonic()
@@ -126,12 +132,13 @@ def _kill_server(there: Server) -> Finding:
     if not killed:
         raise NotMeasured("the server's process could not be found on the node by the user of its Nomad client")
     answered, seconds, how = answers(there), time.monotonic() - begin, ""
+    worked = _first_call(there) if answered.passed else Killed.worked
     try:
         after = wait_started_again(placed.nomad, placed.allocation.id, before, _NOTICED_S)
     except SifproofError as error:
         if not answered.passed:
             lost = expect(False, f"{answered.saw} {error}")
-            return dataclasses.replace(lost, fault=error.fault)
+            return dataclasses.replace(lost, fault=error.fault), worked
         if not set(signals.find_server(placed.node, placed.allocation.id, there.placed.port_inside)) - set(killed):
             raise
         after, how = placed.allocation, "; its own supervisor started it again, and Nomad did not have to"
@@ -141,7 +148,25 @@ def _kill_server(there: Server) -> Finding:
         answered = measured(
             seconds, f"{seconds:.2f} s after the order to kill it `/health` answered at {after.url}{how}"
         )
-    return answered
+    return answered, worked
+
+
+def _first_call(there: Server) -> str:
+    """Why a command does not work now; nothing where it does. What comes after finds a server that works, if it can."""
+    first, end = _not_working(there), time.monotonic() + there.ready_within_s
+    while first and _not_working(there) and time.monotonic() < end:
+        time.sleep(0.1)
+    return first
+
+
+def _not_working(there: Server) -> str:
+    word = nonce()
+    try:
+        # Not in the first slot, whose directory may be closed.
+        result = there.bash(f"echo {word}", slot=-1)
+    except SifproofError as error:
+        return str(error)
+    return "" if result.output.strip() == word else str(result)
 
 
 @check(
@@ -201,6 +226,23 @@ def killed_isolation(server: Server) -> Finding:
     if isinstance(locked_in, NotMeasured):
         raise locked_in
     return locked_in
+
+
+@check(
+    "resilience.first-call",
+    "As soon as `/health` answers after a start, a command works.",
+    why="Schedulers send work at the first healthy answer; what fails then is lost, or tried again elsewhere.",
+    todo="Listen, or say `ok`, only when the slots are set up.",
+    once=True,
+)
+def first_call(server: Server) -> Finding:
+    try:
+        after = server.share("killed", lambda: _kill(server))
+    except SifproofError as error:
+        raise NotMeasured(f"the server did not come back: {error}") from None
+    if not after.answered.passed:
+        raise NotMeasured(f"the server did not come back: {after.answered.saw}")
+    return expect(not after.worked, after.worked or "a command worked right after the first healthy answer")
 
 
 @check(
@@ -387,6 +429,10 @@ def _require_held(server: Server) -> None:
     once=True,
 )
 def disk_full(server: Server) -> Finding:
+    return server.share("filled", lambda: _fill_disk(server)).finding
+
+
+def _fill_disk(server: Server) -> Filled:
     placed = server.placed
     job = second_job(server, node_id=placed.allocation.node_id)
     twin.give_small_disk(job)
@@ -395,9 +441,34 @@ def disk_full(server: Server) -> Finding:
         return _filled(start(server, job, keep))
 
 
-def _filled(there: Server) -> Finding:
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """What was seen on a full disk, and of a file whose new content did not fit on it."""
+
+    finding: Finding
+    replaced: Finding
+
+
+@check(
+    "resilience.disk-full-kept",
+    "What was in a file is still there when `write_file` fails on a full disk.",
+    why="A failed edit must not cost the work that was to be edited.",
+    todo="Write to a temporary file beside it, and rename that when all of it is written.",
+    advisory=dict.fromkeys(DRIVERS, "a server may write files in place, so that links to them and their owners stay"),
+    once=True,
+)
+def disk_full_kept(server: Server) -> Finding:
+    try:
+        return server.share("filled", lambda: _fill_disk(server)).replaced
+    except SifproofError as error:
+        raise NotMeasured(f"there was no full disk to look at: {error}") from None
+
+
+def _filled(there: Server) -> Filled:
     word, fill, slots = nonce(), nonce(), looked_at(there)
     kept = there.write(word, word)
+    old = f"{word}-old"
+    there.write(old, word)
     space = there.bash("df -Pk .")
     columns = re.search(r"\s\d+\s+\d+\s+(\d+)\s+\d+%\s", space.output)
     if not columns:
@@ -419,6 +490,9 @@ def _filled(there: Server) -> Finding:
             wrong.append(f"bash in slot {slot}: {ran}")
     there.client.health()
     before = there.read(word)
+    replaced = there.write(old, word * 1000)
+    left = there.read(old).output
+    kept_old = left == (word * 1000 if replaced.success else word)
     for slot in slots:
         there.bash(f"rm -f {fill} {fill}.*", slot=slot)
     again = there.write(fill, word)
@@ -428,7 +502,10 @@ def _filled(there: Server) -> Finding:
     if not again.success or seen.output.strip() != word:
         wrong.append(f"after space was freed, wrote: {again}; read: {seen}")
     saw = f"{free // _MIB} MiB filled: {full.error}; {written.error}; {ran.error}"
-    return expect(not wrong, "; ".join(wrong) or saw)
+    return Filled(
+        expect(not wrong, "; ".join(wrong) or saw),
+        expect(kept_old, f"written anew: {replaced}; afterwards it holds {len(left)} characters of {len(word)}"),
+    )
 
 
 @check(

@@ -38,7 +38,18 @@ class Defect:
     elsewhere: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Way:
+    """What another server does, and may: near a defect, and none. The checks of ``suites`` stay green on it."""
+
+    plant: Callable[..., Any]
+    suites: tuple[str, ...]
+    anything: bool = False
+
+
 DEFECTS: dict[str, Defect] = {}
+
+WAYS: dict[str, Way] = {}
 
 ANSWERED = {"success": True, "output": "", "error": "", "metadata": {}}
 
@@ -52,6 +63,16 @@ def turns_red(*red: str, **more: Any):
 
     def register(plant):
         DEFECTS[plant.__name__.replace("_", "-")] = Defect(plant, red, **more)
+        return plant
+
+    return register
+
+
+def stays_green(*suites: str, **more: Any):
+    """Register the way below, that of a server which is right; the arguments are those of :class:`Way`."""
+
+    def register(plant):
+        WAYS[plant.__name__.replace("_", "-")] = Way(plant, suites, **more)
         return plant
 
     return register

@@ -8,12 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from defects import InternalError, load
+from defects import WAYS, InternalError, load
 
 
 def main() -> None:
     name = sys.argv.pop(1)
-    defects = load()
+    defects = load() | WAYS
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     defect = defects[name].plant if name in defects else None
     plants_anything = name in defects and defects[name].anything

@@ -1,5 +1,6 @@
 """``/artifacts``."""
 
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -54,6 +55,15 @@ async def hash_of_what_is_sent(path, call, go):
     return answer
 
 
+@turns_red("artifacts.sha256")
+async def hash_of_a_part(path, call, go):
+    """The checksum of a file that is cut is that of the part that is sent."""
+    answer = await go(call)
+    if is_read(path, answer) and answer["sha256"] and answer["truncated"] and answer["encoding"] == "base64":
+        answer["sha256"] = hashlib.sha256(base64.b64decode(answer["content"])).hexdigest()
+    return answer
+
+
 @turns_red("artifacts.truncated")
 async def cut_without_a_word(path, call, go):
     """A file larger than asked for is cut, and not marked as cut."""
@@ -104,8 +114,12 @@ async def short_list_without_a_word(path, call, go):
     return answer | {"truncated": False} if "entries" in answer else answer
 
 
-def repacked(answer, change):
-    """An archive of the members that ``change`` lets through."""
+async def repacked(answer, change):
+    """An archive of the members that ``change`` lets through, made beside what else the server does."""
+    return await asyncio.to_thread(repack, answer, change) if "entry_count" in answer else answer
+
+
+def repack(answer, change):
     packed = io.BytesIO()
     data = io.BytesIO(gzip.decompress(base64.b64decode(answer["content"])))
     with tarfile.open(fileobj=data) as old, tarfile.open(fileobj=packed, mode="w:gz") as new:
@@ -124,15 +138,45 @@ async def archive_without_modes(path, call, go):
         member.mode &= 0o666
         return True
 
-    answer = await go(call)
-    return repacked(answer, change) if "entry_count" in answer else answer
+    return await repacked(await go(call), change)
 
 
 @turns_red("artifacts.archive")
 async def archive_without_empty_directories(path, call, go):
     """An archive holds files and links only."""
-    answer = await go(call)
-    return repacked(answer, lambda member: not member.isdir()) if "entry_count" in answer else answer
+    return await repacked(await go(call), lambda member: not member.isdir())
+
+
+@turns_red("artifacts.archive")
+async def names_from_the_root(path, call, go):
+    """The names in an archive are absolute."""
+
+    def change(member):
+        member.name = f"/workspace/{member.name}"
+        return True
+
+    return await repacked(await go(call), change)
+
+
+@turns_red("artifacts.archive-times")
+async def archive_of_no_time(path, call, go):
+    """Everything in an archive is of 1970."""
+
+    def change(member):
+        member.mtime = 0
+        return True
+
+    return await repacked(await go(call), change)
+
+
+PACKING = asyncio.Lock()
+
+
+@turns_red("artifacts.archive-meanwhile")
+async def nobody_is_served_while_it_packs(path, call, go):
+    """While an archive is made, all other requests wait."""
+    async with PACKING:
+        return await go(call)
 
 
 @turns_red("artifacts.outside", elsewhere=("files.outside-directory-link",))
@@ -184,6 +228,16 @@ async def directory_is_an_empty_artifact(path, call, go):
     if path == "/artifacts/read" and "Not a file" in str(answer.get("error")):
         empty = {"content": "", "encoding": "text", "truncated": False, "bytes": 0, "file_size": 0, "sha256": None}
         return refusal(200, success=True, path=call["path"], mime="inode/directory", **empty)
+    return answer
+
+
+@turns_red("artifacts.wrong-kind")
+async def list_of_a_file_is_that_of_its_directory(path, call, go):
+    """Listing a file gives what is beside it."""
+    answer = await go(call)
+    if path == "/artifacts/list" and "Not a directory" in str(answer.get("error")):
+        beside = await go(call | {"path": call["path"].rpartition("/")[0] or "."})
+        return refusal(200, **beside)
     return answer
 
 

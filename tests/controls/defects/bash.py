@@ -4,10 +4,12 @@ import asyncio
 import itertools
 import os
 import re
+import socket
 import subprocess
 from pathlib import Path
 
 from defects import failure, is_call, open_locks, turns_red
+from defects.isolation_slot import in_bubblewrap
 
 STREAMS = "\n[stderr]\n"
 
@@ -21,7 +23,16 @@ async def spaces_joined(path, call, go):
     return answer
 
 
-@turns_red("bash.stderr", "bash.output-whole", "bash.output-limit", "bash.output-bytes")
+@turns_red("bash.output")
+async def indent_of_the_first_line_lost(path, call, go):
+    """`stdout` is stripped as `output` is: the first line loses its indent."""
+    answer = await go(call)
+    if is_call(call, "bash") and "stdout" in answer:
+        answer["stdout"] = answer["stdout"].strip()
+    return answer
+
+
+@turns_red("bash.stderr", "bash.output-whole", "bash.output-limit", "bash.output-bytes", "bash.timeout")
 async def stderr_lost(path, call, go):
     """What a command writes to standard error is thrown away."""
     if is_call(call, "bash"):
@@ -68,6 +79,17 @@ def output_without_limit(arguments):
     slots._OUTPUT_LIMIT_BYTES = 10**9
 
 
+@turns_red("bash.output-limit")
+async def the_last_of_the_output(path, call, go):
+    """Of an output that is too long the last characters come instead of the first, with a line that says so."""
+    answer = await go(call)
+    if is_call(call, "bash") and "[cut at" in answer["output"]:
+        # What the limit cut off is not here any more: the command prints it again, for its end alone.
+        again = {"args": {"command": f"{{ {call['args']['command']}\n}} 2>/dev/null | tail -c 50000"}}
+        answer["output"] = (await go(call | again))["output"] + "\n[cut: the beginning]"
+    return answer
+
+
 @turns_red("bash.output-bytes")
 async def undecodable_output_is_an_error(path, call, go):
     """A command whose output is no UTF-8 fails."""
@@ -112,6 +134,13 @@ async def timeout_not_told(path, call, go):
     return answer
 
 
+@turns_red("bash.timeout")
+async def words_before_the_timeout_lost(path, call, go):
+    """What a command printed before its time-out is thrown away."""
+    answer = await go(call)
+    return answer | {"output": ""} if answer.get("metadata", {}).get("timeout") else answer
+
+
 @turns_red("bash.timeout", "bash.timeout-tree")
 async def no_timeout(path, call, go):
     """The time-out of a call is ignored."""
@@ -140,6 +169,13 @@ def background_children_live_on(arguments):
 def daemons_outlive_their_call(arguments):
     """The end of a call ends its process group alone; a child in a group or a session of its own outlives it."""
     leave_children("end", "daemons")
+
+
+@turns_red("bash.background", "bash.background-output", elsewhere=("reset.processes",))
+def only_who_holds_the_output_is_waited_for(arguments):
+    """A call ends when its output is closed, and children that have closed theirs are left to live on."""
+    leave_children("end", "all")
+    waits_for_the_end_of_output(arguments)
 
 
 def leave_children(when: str, whom: str) -> None:
@@ -183,6 +219,79 @@ def waits_for_the_end_of_output(arguments):
         return start(self, command, **options)
 
     Slot.start = read_to_the_end
+
+
+async def under(line: str, call, go):
+    """The answer where ``line`` comes before each command."""
+    if is_call(call, "bash"):
+        call["args"]["command"] = f"{line}\n{call['args']['command']}"
+    return await go(call)
+
+
+@turns_red("bash.limits")
+async def hardly_any_open_files(path, call, go):
+    """A command may have 50 files open."""
+    return await under("ulimit -n 50", call, go)
+
+
+@turns_red("bash.limits", elsewhere=("artifacts.archive-meanwhile",))
+async def no_large_files(path, call, go):
+    """A command may write files of 4 MiB."""
+    return await under("ulimit -f 4096", call, go)
+
+
+@turns_red("bash.address-space")
+async def address_space_for_memory(path, call, go):
+    """Memory is limited by the address space that a command may have, 512 MiB."""
+    return await under("ulimit -v 524288", call, go)
+
+
+@turns_red("bash.descriptors")
+def listening_socket_inherited(arguments):
+    """Commands inherit the socket that the server listens on."""
+    from slotserver.slots import Slot
+
+    start = Slot.start
+
+    def listens(descriptor: int) -> bool:
+        try:
+            found = socket.socket(fileno=descriptor)
+        except OSError:
+            return False
+        try:
+            return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        finally:
+            found.detach()
+
+    def with_it(self, command, *, pass_fds=(), **options):
+        held = filter(listens, (int(entry.name) for entry in Path("/proc/self/fd").iterdir()))
+        return start(self, command, pass_fds=(*pass_fds, *held), **options)
+
+    Slot.start = with_it
+
+
+@turns_red("bash.localhost", nomad=True)
+def localhost_unknown(arguments):
+    """A command finds an empty `/etc/hosts`."""
+    in_bubblewrap(
+        lambda words, place: [
+            *words[: words.index("--remount-ro")],
+            *(word for path in ("hosts", "nsswitch.conf") for word in ("--ro-bind", os.devnull, f"/etc/{path}")),
+            *words[words.index("--remount-ro") :],
+        ]
+    )
+
+
+@turns_red("bash.locale")
+async def locale_of_ascii(path, call, go):
+    """Commands run in the POSIX locale."""
+    return await under("export LC_ALL=POSIX", call, go)
+
+
+@turns_red("bash.start-up")
+async def start_up_files_run(path, call, go):
+    """Each command begins with the start-up files in its home."""
+    return await under('for file in ~/.bash_profile ~/.bashrc; do test ! -f "$file" || . "$file"; done', call, go)
 
 
 @turns_red("bash.unicode", "bash.output-whole")
@@ -319,3 +428,22 @@ async def a_process_for_each_fifth_call(path, call, go):
     if is_call(call, "bash") and next(CALLS) % 5 == 0:
         subprocess.Popen(["sleep", "120"], stdin=subprocess.DEVNULL)
     return await go(call)
+
+
+HISTORY: list[bytes] = []
+
+
+@turns_red("bash.leaks-memory", nomad=True)
+async def a_history_of_each_call(path, call, go):
+    """The server keeps something of every call, 60 kB."""
+    if is_call(call, "bash"):
+        HISTORY.append(os.urandom(60_000))
+    return await go(call)
+
+
+@turns_red("bash.output-memory", nomad=True)
+def output_kept_before_it_is_cut(arguments):
+    """All of a command's output is kept until it ends, and cut then."""
+    from slotserver import slots
+
+    slots._OUTPUT_LIMIT_BYTES = 10**9

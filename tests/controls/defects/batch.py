@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 
-from defects import failure, open_locks, turns_red
+from defects import failure, open_locks, refusal, turns_red
 
 
 def is_batch(path, calls):
@@ -11,7 +11,7 @@ def is_batch(path, calls):
     return path == "/batch" and isinstance(calls, list) and len(calls) > 1
 
 
-@turns_red("batch.order", "batch.failure", anything=True)
+@turns_red("batch.order", "batch.failure", "batch.size", anything=True)
 async def results_as_they_come_in(path, calls, go):
     """The results of a batch come in the order in which its calls ended."""
     if not is_batch(path, calls):
@@ -53,6 +53,12 @@ async def failed_command_ends_the_batch(path, calls, go):
         for index in range(failed[0] + 1 if failed else len(answer), len(answer)):
             answer[index] = failure("not done") | {"execution_id": answer[index]["execution_id"]}
     return answer
+
+
+@turns_red("batch.size", anything=True)
+async def a_hundred_calls_at_most(path, calls, go):
+    """A batch of more than a hundred calls is refused."""
+    return refusal(413) if path == "/batch" and isinstance(calls, list) and len(calls) > 100 else await go(calls)
 
 
 @turns_red("batch.not-a-list", anything=True)

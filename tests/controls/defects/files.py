@@ -1,12 +1,14 @@
 """``read_file`` and ``write_file``."""
 
 import asyncio
+import contextvars
+import json
 import os
 import stat
 from collections import defaultdict
 from pathlib import Path
 
-from defects import ANSWERED, InternalError, failure, is_call, turns_red
+from defects import ANSWERED, InternalError, failure, is_call, open_locks, turns_red
 
 
 async def real(call, go) -> Path:
@@ -25,6 +27,23 @@ async def line_ends_changed(path, call, go):
     """Line ends of Windows become those of Unix."""
     if is_call(call, "write_file"):
         call["args"]["content"] = call["args"]["content"].replace("\r\n", "\n")
+    return await go(call)
+
+
+@turns_red("files.roundtrip", "files.unicode", "files.odd-names")
+async def read_without_its_ends(path, call, go):
+    """Reading takes white space off both ends."""
+    answer = await go(call)
+    if is_call(call, "read_file"):
+        answer["output"] = answer["output"].strip()
+    return answer
+
+
+@turns_red("files.roundtrip")
+async def zero_byte_ends_the_content(path, call, go):
+    """Writing ends at the first zero byte."""
+    if is_call(call, "write_file"):
+        call["args"]["content"] = call["args"]["content"].partition("\0")[0]
     return await go(call)
 
 
@@ -97,6 +116,96 @@ async def lost_write(path, call, go):
         if target in WRITTEN:
             return ANSWERED
         WRITTEN.add(target)
+    return await go(call)
+
+
+@turns_red("files.overwrite")
+async def copy_of_the_old_file_stays(path, call, go):
+    """Writing moves what was there aside, under a hidden name, and leaves it there."""
+    if is_call(call, "write_file") and ".." not in call["args"]["path"]:
+        target = await real(call, go)
+        if target.is_file() and not target.is_symlink():
+            target.with_name(f".{target.name[:90]}.orig").write_bytes(target.read_bytes())
+    return await go(call)
+
+
+@turns_red("files.refused-write")
+async def opened_before_it_is_looked_at(path, call, go):
+    """Writing opens the file, and empties it, before it finds the content too large."""
+    answer = await go(call)
+    if is_call(call, "write_file") and "too large" in answer["error"]:
+        target = await real(call, go)
+        if target.is_file() and not target.is_symlink() and ".." not in call["args"]["path"]:
+            target.write_text("")
+    return answer
+
+
+@turns_red("files.in-turn")
+def files_without_the_lock(arguments):
+    """`read_file` and `write_file` do not wait for the command that runs in their slot."""
+    from slotserver import api
+
+    execute = api.Api.execute
+    files = contextvars.ContextVar("files", default=False)
+
+    async def told(self, request):
+        files.set(json.loads(await request.read() or b"{}").get("tool") in ("read_file", "write_file"))
+        return await execute(self, request)
+
+    api.Api.execute = told
+    open_locks(files.get)
+
+
+@turns_red("files.whole")
+async def written_piece_by_piece(path, call, go):
+    """Writing fills the file piece by piece."""
+    content = call.get("args", {}).get("content", "")
+    if is_call(call, "write_file") and content.isascii() and 1000 < len(content) <= 100_000:
+        target = await real(call, go)
+        if target.is_file() and not target.is_symlink():
+            with target.open("w") as stream:
+                for start in range(0, len(content), 500):
+                    stream.write(content[start : start + 500])
+                    stream.flush()
+                    await asyncio.sleep(0.01)
+            return answered(content.encode()) | {"output": "written"}
+    return await go(call)
+
+
+@turns_red("files.inner-link")
+async def no_links_at_all(path, call, go):
+    """A path with a link in it is refused, wherever it leads."""
+    if is_call(call, "read_file") or is_call(call, "write_file"):
+        target = await real(call, go)
+        if target.is_symlink() or target.parent.is_symlink():
+            return failure("Access denied: path outside workspace")
+    return await go(call)
+
+
+@turns_red("files.modes", nomad=True)
+async def opened_as_root(path, call, go):
+    """A server that runs as root reads files that their mode closes to commands."""
+    answer = await go(call)
+    if is_call(call, "read_file") and "Permission denied" in answer["error"]:
+        return answered((await real(call, go)).read_bytes())
+    return answer
+
+
+@turns_red("files.modes", nomad=True)
+async def written_as_root(path, call, go):
+    """A server that runs as root writes to files that their mode keeps commands from writing to."""
+    answer = await go(call)
+    if is_call(call, "write_file") and "Permission denied" in answer["error"]:
+        (await real(call, go)).write_text(call["args"]["content"])
+        return ANSWERED
+    return answer
+
+
+@turns_red("files.shown-path")
+async def relative_paths_only(path, call, go):
+    """An absolute path is refused, wherever it leads."""
+    if (is_call(call, "read_file") or is_call(call, "write_file")) and call["args"]["path"].startswith("/"):
+        return failure("Access denied: path outside workspace")
     return await go(call)
 
 
@@ -254,6 +363,15 @@ async def follows_links_to_directories(path, call, go):
             target.write_text(call["args"]["content"])
             return ANSWERED
     return await go(call)
+
+
+@turns_red("files.seen-by-bash", nomad=True)
+async def written_for_reading_only(path, call, go):
+    """What `write_file` wrote, commands can't change."""
+    answer = await go(call)
+    if is_call(call, "write_file") and answer["success"]:
+        (await real(call, go)).chmod(0o444)
+    return answer
 
 
 APART: set[str] = set()

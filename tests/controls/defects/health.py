@@ -86,3 +86,26 @@ async def slot_listed_twice(path, call, go):
     """`/slots` lists the first slot twice and the last not at all."""
     answer = await go(call)
     return {"slots": [*answer["slots"][:-1], answer["slots"][0]]} if path == "/slots" else answer
+
+
+@turns_red("health.current-call")
+async def slots_do_not_say_what_they_do(path, call, go):
+    """`/slots` names no call, whatever runs."""
+    answer = await go(call)
+    for slot in answer.get("slots", ()) if path == "/slots" else ():
+        slot["current_execution_id"] = None
+    return answer
+
+
+@turns_red("health.current-call")
+async def last_call_named_for_ever(path, call, go):
+    """`/slots` goes on naming a call that has ended."""
+    if path == "/execute" and call.get("execution_id"):
+        LAST[call["slot_id"]] = call["execution_id"]
+    answer = await go(call)
+    for slot in answer.get("slots", ()) if path == "/slots" else ():
+        slot["current_execution_id"] = slot["current_execution_id"] or LAST.get(slot["slot_id"])
+    return answer
+
+
+LAST: dict[str, str] = {}

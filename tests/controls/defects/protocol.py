@@ -55,6 +55,16 @@ async def slots_in_any_case(path, call, go):
     return await go(call)
 
 
+@turns_red("protocol.unknown-slot")
+async def one_slot_more_than_there_are(path, call, go):
+    """The slot after the last is the last, too."""
+    if isinstance(call.get("slot_id"), str):
+        slots = (await go({}, "/slots"))["slots"]
+        if call["slot_id"] == f"slot_{len(slots)}":
+            call["slot_id"] = slots[-1]["slot_id"]
+    return await go(call)
+
+
 @turns_red("protocol.unknown-tool")
 async def tools_in_any_case(path, call, go):
     """`Bash` is taken for `bash`."""

@@ -8,7 +8,7 @@ import sys
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from defects import ANSWERED, is_call, turns_red
+from defects import ANSWERED, failure, is_call, turns_red
 from defects.persistence import data
 
 
@@ -102,3 +102,24 @@ async def lost_on_a_full_disk(path, call, go):
     """The server says that it wrote what did not fit on the disk."""
     answer = await go(call)
     return ANSWERED if is_call(call, "write_file") and "No space left" in answer["error"] else answer
+
+
+CALLED: list[bool] = []
+
+
+@turns_red("resilience.first-call", "persistence.after-restart", nomad=True)
+async def first_call_comes_too_early(path, call, go):
+    """`/health` says ok when the first call after a start still fails."""
+    if path == "/execute" and not CALLED:
+        CALLED.append(True)
+        return failure("the slots are being set up")
+    return await go(call)
+
+
+@turns_red("resilience.disk-full-kept", nomad=True)
+async def emptied_before_the_disk_is_found_full(path, call, go):
+    """Writing empties the file, and then finds that the disk is full."""
+    answer = await go(call)
+    if is_call(call, "write_file") and "No space left" in answer["error"]:
+        await go(call | {"args": call["args"] | {"content": ""}})
+    return answer

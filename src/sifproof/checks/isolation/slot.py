@@ -341,7 +341,8 @@ def look_for_process(server: Server, file: str, call: Callable[[str], Result] | 
     look = f"grep -ls {_unsaid(word)} /proc/[0-9]*/{file}"
     # By what grep prints: it ends with 2 where one of the files can't be read, whatever it found.
     seen = beside(server, _process(word), look, call=call, after=f'if [ "$({look})" ]; then echo found; fi; {_ITS_END}')
-    found = [line for line in _lines(seen.tried) if line.startswith("/proc/")]
+    # On a screen there is the command, too, which has a pattern in its place.
+    found = [line for line in _lines(seen.tried) if re.fullmatch(rf"/proc/\d+/{file}", line)]
     if not found and "found" not in _lines(seen.held):
         raise NotMeasured(f"slot 0 does not find its own process in this way: {seen.held}")
     return found

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from checkout import wait_until
 
-from sifproof.checks.bash import _census
+from sifproof.checks.census import count
 from sifproof.checks.registry import NotMeasured
 from sifproof.checks.server import Server, nonce
 
@@ -56,7 +56,7 @@ def test_descriptors_are_counted_and_a_zombie_has_none() -> None:
     # What the shell becomes does not ask how its child ended.
     with start("env true & exec cat", allocation) as task:
         wait_until(lambda: children(task.pid) == [("true", "Z")])
-        counted = _census(a_server(allocation))
+        counted = count(a_server(allocation))
         task.communicate()
     assert counted.processes == {"cat": 1, "true": 1}
     assert counted.descriptors == 3
@@ -67,5 +67,5 @@ def test_descriptors_that_can_not_be_seen_are_not_counted_as_few(unreadable: Pat
     with start(f"exec 3<&0; {unreadable} <&3 & wait", allocation) as task:
         wait_until(lambda: [name for name, _ in children(task.pid)] == ["secret"])
         with pytest.raises(NotMeasured, match="may not see the file descriptors of secret"):
-            _census(a_server(allocation))
+            count(a_server(allocation))
         task.communicate()
