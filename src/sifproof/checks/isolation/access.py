@@ -237,9 +237,11 @@ def server_port(server: Server) -> Finding:
             # In a shell of its own: that of bash_stateful lives on.
             args = {"command": f"(\n{script}\n)", **options}
             result = server.client.execute(slot, tool, args, timeout_s=_TIMEOUT_S)
-            if number and not result.success and not result.output.strip():
+            if number and not result.success and not result.output.strip() and not result.metadata.get("timeout"):
                 saw.append(f"{name}: {result.error}")
                 continue
+            if tool == "bash_stateful":
+                server.client.execute(slot, tool, {"command": "exit"})
             said = Said(result.output, "end", f"the command that asks the server ({result})")
             if said["token"]:
                 read = f"slot 1 can read the job's token: {', '.join(said['token'])}"
