@@ -8,6 +8,7 @@ after an interruption it goes on where it was. ``--docker`` adds a Docker engine
 
 import argparse
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--python-only", action="store_true", help="only .venv, which is all that lint needs")
     parser.add_argument("--renew-lock", action="store_true", help="write the locks under tools/ anew")
     options = parser.parse_args()
+    preconditions.require_fit_paths(apptainer=not options.python_only and not _on_path("apptainer"))
     os.environ["SIFPROOF_TOOLS"] = str(places.TOOLS)
     with places.alone():
         if options.renew_lock:
@@ -127,7 +129,8 @@ def _tell(faults: list[SifproofError], lacking: list[SifproofError]) -> int:
         say(f"\n  {paint('red', 'failed')}  {fault}")
     ready = python.ready() and all(found[name] for name in _ESSENTIAL)
     if ready:
-        say(f"\nReady. Go on with\n    source {os.path.relpath(python.VENV)}/bin/activate\n    snakemake --cores 4")
+        activate = shlex.quote(os.path.relpath(python.VENV / "bin" / "activate"))
+        say(f"\nReady. Go on with\n    source {activate}\n    snakemake --cores 4")
     else:
         say("\nNot ready: what failed above is needed for a run.")
     return 0 if ready else 1

@@ -82,6 +82,7 @@ def begin(
     plain sentence where it is wrong.
     """
     run.inherit_library(os.environ)
+    quote_interpreter()
     if run.PID_VARIABLE not in os.environ:
         os.environ.setdefault(command.VARIABLE, command.this(sys.argv[1:]))
     origin = config.Origin([_short(file) for file in files], given or {})
@@ -90,6 +91,19 @@ def begin(
     except SifproofError as error:
         print(error, file=sys.stderr)
         sys.exit(error.fault.exit_code)
+
+
+def quote_interpreter() -> None:
+    """Have Snakemake quote the path of its Python in the shell line that runs a script: there may be a blank in it."""
+    from snakemake.script import PythonScript  # noqa: PLC0415 - loaded by Snakemake, which is what calls this
+
+    if PythonScript._execute_cmd.__name__ != "quoted":
+        execute = PythonScript._execute_cmd
+
+        def quoted(script: PythonScript, line: str, **words: Any) -> Any:
+            return execute(script, line.replace("{py_exec}", "{py_exec:q}"), **words)
+
+        PythonScript._execute_cmd = quoted
 
 
 def checked(mapping: dict[str, Any], origin: config.Origin) -> config.Settings:

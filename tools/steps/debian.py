@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -373,8 +374,8 @@ def _finish_apptainer(fresh: Path, _final: Path) -> None:
 
 # Where the machine has no signature policy, buildah refuses to work, and only an option of its subcommands names one.
 _BUILDAH = """\
-PATH="$PATH:BUNDLE/no-range"
-export CONTAINERS_CONF="${CONTAINERS_CONF:-BUNDLE/containers.conf}"
+PATH="$PATH:$bundle/no-range"
+export CONTAINERS_CONF="${CONTAINERS_CONF:-$bundle/containers.conf}"
 if [ ! -e /etc/containers/policy.json ] && [ ! -e "${HOME:-}/.config/containers/policy.json" ]; then
     subcommand=
     for word do
@@ -383,18 +384,18 @@ if [ ! -e /etc/containers/policy.json ] && [ ! -e "${HOME:-}/.config/containers/
         case "$subcommand$word" in
             bud | build | commit | from | pull | push)
                 subcommand="$word "
-                set -- "$@" --signature-policy 'BUNDLE/etc/containers/policy.json' ;;
+                set -- "$@" --signature-policy "$bundle/etc/containers/policy.json" ;;
         esac
     done
 fi
-exec 'BUNDLE/usr/bin/buildah' "$@"
+exec "$bundle/usr/bin/buildah" "$@"
 """
 
 
 def _finish_images(fresh: Path, final: Path) -> None:
     # buildah does not start without its network helper, even where it sets up no network, and looks below / only.
     (fresh / "containers.conf").write_text(f'[engine]\nhelper_binaries_dir = ["{final}/usr/lib/podman"]\n')
-    _write_wrapper(fresh / "buildah", _BUILDAH.replace("BUNDLE", str(final)))
+    _write_wrapper(fresh / "buildah", _BUILDAH, bundle=final)
     # For an ordinary user it goes on without a range of user ids where these two fail, and gives up where there are
     # none. Those of a machine that has them come first.
     (fresh / "no-range").mkdir()
@@ -407,25 +408,23 @@ def _finish_mmdebstrap(fresh: Path, final: Path) -> None:
     # Its terminals would belong to a user that a namespace without a range of user ids does not have.
     script.write_text(script.read_text().replace("'noexec,nosuid,uid=5,mode=620", "'noexec,nosuid,mode=620"))
     shutil.copy2(_ROOTLESS, fresh)
-    _write_wrapper(
-        fresh / "mmdebstrap",
-        _MMDEBSTRAP.replace("BUNDLE", str(final)).replace("PYTHON", sys.executable),
-    )
+    _write_wrapper(fresh / "mmdebstrap", _MMDEBSTRAP, bundle=final, python=sys.executable)
 
 
 # Without newuidmap and a range of user ids mmdebstrap has no way of its own to work for an ordinary user.
 _MMDEBSTRAP = """\
-PATH="$PATH:BUNDLE/usr/bin"
-set -- --keyring='BUNDLE/usr/share/keyrings/debian-archive-keyring.gpg' "$@"
+PATH="$PATH:$bundle/usr/bin"
+set -- --keyring="$bundle/usr/share/keyrings/debian-archive-keyring.gpg" "$@"
 if [ "$(id -u)" = 0 ] || { command -v newuidmap && grep -q "^$(id -un):" /etc/subuid; } >/dev/null 2>&1; then
-    exec 'BUNDLE/usr/bin/mmdebstrap' "$@"
+    exec "$bundle/usr/bin/mmdebstrap" "$@"
 fi
-exec 'PYTHON' 'BUNDLE/rootless.py' 'BUNDLE/usr/bin/mmdebstrap' "$@"
+exec "$python" "$bundle/rootless.py" "$bundle/usr/bin/mmdebstrap" "$@"
 """
 
 
-def _write_wrapper(path: Path, text: str) -> None:
-    path.write_text(f"#!/bin/sh\n{text.rstrip()}\n")
+def _write_wrapper(path: Path, text: str, **variables: str | Path) -> None:
+    given = "".join(f"{name}={shlex.quote(str(value))}\n" for name, value in variables.items())
+    path.write_text(f"#!/bin/sh\n{given}{text.rstrip()}\n", encoding="utf-8")
     path.chmod(0o755)
 
 

@@ -28,6 +28,45 @@ def lacking(*, docker: bool) -> Iterator[SifproofError]:
         )
 
 
+_UNFIT = {
+    ":": "bind mounts and lists of folders are split there",
+    ",": "bind mounts are split there",
+    "$": "setuptools and Nomad take what follows for the name of a variable",
+    "{": "setuptools and Nomad take what follows for the name of a variable",
+    "}": "setuptools and Nomad take what is before it for the name of a variable",
+    '"': "pip puts the path into shell lines between such quotes",
+    "`": "pip puts the path into shell lines, which would run what follows",
+    "\\": "pip puts the path into shell lines, which would take it away",
+}
+
+
+_MOUNTED = "Apptainer, which set-up puts there, does not know its own mounts again: the kernel writes it as a number"
+"""Why no tools can lie below a blank, or what else ``/proc/self/mountinfo`` has a number for."""
+
+
+def require_fit_paths(*, apptainer: bool) -> None:
+    """Raise where checkout or tools lie at a path with which what is made there could not run.
+
+    ``apptainer`` says whether set-up's own is to run.
+    """
+    paths = {
+        places.CHECKOUT: (_UNFIT, "move the checkout to a folder without it"),
+        places.TOOLS: (
+            _UNFIT | (dict.fromkeys(" #", _MOUNTED) if apptainer else {}),
+            "set SIFPROOF_TOOLS to a folder without it, for this and for runs, or move the checkout",
+        ),
+    }
+    for path, (unfit, todo) in paths.items():
+        for character in str(path):
+            why = unfit.get(character) or ("" if character.isprintable() else "no line of text can hold it")
+            if why:
+                raise SifproofError(
+                    f"{str(path)!r} can't hold what set-up makes",
+                    why=f"there is {character!r} in the path: {why}",
+                    todo=todo,
+                )
+
+
 def require_room(gigabytes: float, what: str) -> None:
     """Raise unless ``.tools`` has ``gigabytes`` of free disk for ``what``."""
     places.TOOLS.mkdir(parents=True, exist_ok=True)

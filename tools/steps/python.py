@@ -7,6 +7,7 @@ toolchain for machines without one.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -32,9 +33,7 @@ def ready() -> bool:
 
 def make() -> None:
     """Make ``.venv``, unless it is there and made of the same locks by the same Python at the same place."""
-    interpreter = f"{sys.version} {Path(sys.executable).resolve()} {VENV}"
-    locks = [_LOCKS / "bootstrap.lock", _LOCKS / "requirements.lock"]
-    stamp = places.digest(Path(__file__), interpreter, *locks)
+    stamp, locks = wanted(), [_LOCKS / "bootstrap.lock", _LOCKS / "requirements.lock"]
     if places.made_of(VENV) != stamp:
         _refuse_to_replace_what_is_not_ours()
         if not _has_pip():
@@ -59,6 +58,12 @@ def make() -> None:
     _install_project()
 
 
+def wanted() -> str:
+    """The digest of what ``.venv`` is to be made of."""
+    interpreter = f"{sys.version} {Path(sys.executable).resolve()} {VENV}"
+    return places.digest(Path(__file__), interpreter, _LOCKS / "bootstrap.lock", _LOCKS / "requirements.lock")
+
+
 def _install_project() -> None:
     stamp_file = VENV / ".sifproof-made-of"
     stamp = places.digest(places.CHECKOUT / "pyproject.toml", places.made_of(VENV))
@@ -66,6 +71,9 @@ def _install_project() -> None:
         return
     with Step("sifproof", "sifproof itself into .venv, editable", places.LOGS) as step:
         pip(step, "install", "--no-deps", "--no-build-isolation", "--no-index", "--editable", places.CHECKOUT)
+        # Python reads it in the letters of the locale, whichever that is some day: from there the way is plain ASCII.
+        for file in VENV.glob("lib/python3*/site-packages/__editable__.sifproof-*.pth"):
+            file.write_text(os.path.relpath(places.CHECKOUT / "src", file.parent) + "\n", encoding="ascii")
         stamp_file.write_text(stamp)
 
 
@@ -98,7 +106,8 @@ def pip(step: Step, *words: str | Path) -> None:
     command: list[str | Path] = [python(), "-m", "pip"]
     if not list(VENV.glob("lib/python3*/site-packages/pip")):
         command = [python(), next((places.TOOLS / "debian" / "pip").glob("usr/share/python-wheels/pip-*.whl")) / "pip"]
-    step.run([*command, *arguments], env=variables.of("pip"))
+    # setuptools writes the path of the checkout in the letters of the locale.
+    step.run([*command, *arguments], env={**variables.of("pip"), "LC_ALL": "C.UTF-8"})
 
 
 def _has_pip() -> bool:
