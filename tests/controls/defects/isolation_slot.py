@@ -111,7 +111,11 @@ def workspaces_to_be_read(arguments):
 
 
 @turns_red(
-    "isolation.slot.files-written", "isolation.slot.files-read", "bubblewrap.only-workspace-writable", nomad=True
+    "isolation.slot.files-written",
+    "isolation.slot.files-read",
+    "isolation.slot.moved",
+    "bubblewrap.only-workspace-writable",
+    nomad=True,
 )
 def workspaces_to_be_written(arguments):
     """Every command finds the workspaces of all slots, writable, where the server keeps them."""
