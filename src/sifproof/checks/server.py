@@ -89,6 +89,10 @@ class Server:
             raise NotMeasured("the server does not run under Nomad")
         return self.placement
 
+    def at_most_of_memory(self, size: int, part: int) -> int:
+        """``size`` bytes, or the ``part``-th of the memory that the job reserves where that is less."""
+        return size if self.placement is None else min(size, self.placement.sandbox.memory * 2**20 // part)
+
     def share(self, name: str, make: Callable[[], T]) -> T:
         """What ``make`` returns, made once for all checks of the suite; where it raised, the same is raised again."""
         if name not in self._shared:

@@ -365,12 +365,20 @@ async def follows_links_to_directories(path, call, go):
     return await go(call)
 
 
+READ_ONLY: set[Path] = set()
+
+
 @turns_red("files.seen-by-bash", nomad=True)
 async def written_for_reading_only(path, call, go):
-    """What `write_file` wrote, commands can't change."""
+    """What `write_file` wrote, commands can't change, and it alone can."""
+    if not is_call(call, "write_file"):
+        return await go(call)
+    if (target := await real(call, go)) in READ_ONLY:
+        target.chmod(0o644)
     answer = await go(call)
-    if is_call(call, "write_file") and answer["success"]:
-        (await real(call, go)).chmod(0o444)
+    if answer["success"]:
+        READ_ONLY.add(target)
+        target.chmod(0o444)
     return answer
 
 

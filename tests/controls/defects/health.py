@@ -6,6 +6,7 @@ import sys
 import tempfile
 
 from defects import ANSWERED, is_call, turns_red
+from defects.files import real
 
 
 @turns_red("health.ready", plain=True, health=True)
@@ -32,8 +33,7 @@ async def hidden_files_grow(path, call, go):
     """A hidden file that is written is 1 TB long afterwards, nearly all of it a hole."""
     answer = await go(call)
     if is_call(call, "write_file") and call["args"]["path"].startswith("."):
-        data = sys.argv[sys.argv.index("--data-dir") + 1]
-        os.truncate(f"{data}/{call['slot_id']}/{call['args']['path']}", 10**12)
+        os.truncate(await real(call, go), 10**12)
     return answer
 
 
