@@ -255,38 +255,33 @@ _OF_THE_ALLOCATION = "/alloc/data /alloc/tmp /alloc/logs /local"
 
 
 def _shared_places(server: Server) -> str:
-    """A shell function ``places`` that prints where a slot might meet another: a line each, its workspace left out.
-
-    What the config binds is shared on purpose.
-    """
+    """Where a slot might meet another, as words of a shell. What the config binds is shared on purpose."""
     bound = {bind.split(":")[1] for bind in server.placement.sandbox.binds} if server.placement else set()
     data = shlex.quote(str(server.client.health().get("data_dir") or "/data"))
-    words = [word for word in f"{TEMPORARY} {CACHES} {_OF_THE_ALLOCATION}".split() if word not in bound]
-    return f"""\
-places() {{ for d in {" ".join(words)} {data}; do if [ -d "$d" ] && ! [ "$d" -ef . ]; then echo "$d"; fi; done; }}
-"""
+    return " ".join([*(w for w in f"{TEMPORARY} {CACHES} {_OF_THE_ALLOCATION}".split() if w not in bound), data])
 
 
 def _left_in_tmp(server: Server, name: str, secret: str) -> tuple[list[str], Seen]:
     """The directories that slot 0 can leave a file in, and what slot 1 saw, changed and removed of it there."""
     places = _shared_places(server)
-    keep = f'{places}for d in $(places); do if echo {secret} > "$d/{name}"; then echo "left $d"; fi; done 2>/dev/null'
+
+    def each(do: str) -> str:
+        """``do`` with each directory that is not the slot's workspace; without a process that may be refused."""
+        there = '[ -d "$d" ] && ! [ "$d" -ef . ]'
+        return f'for d in {places}; do f="$d/{name}"; if {there}; then {do}; fi; done 2>/dev/null'
+
     # One directory may have several names: all is looked at before any of it is changed, by either slot.
-    attempt = (
-        f'{places}for d in $(places); do f="$d/{name}"; '
-        'if test -e "$f"; then echo "name $d"; if cat "$f"; then echo "text $d"; fi; fi; done 2>/dev/null\n'
-        f'for d in $(places); do f="$d/{name}"; echo spoilt > "$f"; rm -f "$f"; done 2>/dev/null'
-    )
-    after = (
-        f'for d in $(places); do f="$d/{name}"; if test "$(cat "$f")" = {secret}; then echo "whole $d"; fi; '
-        f'done 2>/dev/null\nfor d in $(places); do rm -f "$d/{name}"; done 2>/dev/null'
-    )
-    seen = beside(server, keep, attempt, after=after)
+    keep = each(f'if echo {secret} > "$f"; then echo "left $d"; fi')
+    look = each('if test -e "$f"; then echo "name $d"; if cat "$f"; then echo "text $d"; fi; fi')
+    spoil = each('echo spoilt > "$f"; rm -f "$f"')
+    after = each(f'if test "$(cat "$f")" = {secret}; then echo "whole $d"; fi')
+    remove = each('rm -f "$f"')
+    seen = beside(server, keep, f"{look}\n{spoil}", after=f"{after}\n{remove}")
     if not seen.held.success:
         raise NotMeasured(f"slot 0 could not look after its files: {seen.held}")
     left = list(dict.fromkeys(_of(seen.held, "left")))
     if not left:
-        raise NotApplicable(f"a command can write to none of {TEMPORARY}, to no cache")
+        raise NotApplicable(f"a command can write to none of {TEMPORARY}, and to no cache")
     return left, seen
 
 
