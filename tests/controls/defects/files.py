@@ -100,7 +100,8 @@ async def limit_in_characters(path, call, go):
 )
 async def no_parents_made(path, call, go):
     """Writing needs the file's directory."""
-    if is_call(call, "write_file") and not (await real(call, go)).parent.is_dir():
+    relative = is_call(call, "write_file") and not call["args"]["path"].startswith("/")
+    if relative and not (await real(call, go)).parent.is_dir():
         return failure(f"File not found: {call['args']['path']}")
     return await go(call)
 
