@@ -27,6 +27,7 @@ Suite = Literal[
     "health",
     "image",
     "bash",
+    "stateful",
     "files",
     "artifacts",
     "batch",

@@ -27,7 +27,7 @@ HEALTHY = "none"
 DEFECTS = {name: defect for name, defect in defects.load().items() if not defect.nomad}
 UNCONTAINED = {"reset.tmp"}
 """What a server can't give that runs all commands as its own user: on a machine without bubblewrap."""
-SUITES = ("health", "bash", "files", "artifacts", "batch", "reset", "protocol")
+SUITES = ("health", "bash", "stateful", "files", "artifacts", "batch", "reset", "protocol")
 
 
 @contextlib.contextmanager

@@ -459,9 +459,10 @@ class TestTurns:
         first = "echo 1 >> log; until [ -e go ]; do sleep 0.02; done; echo 2 >> log"
         with ThreadPoolExecutor() as threads:
             answer = threads.submit(server.post, "/batch", [call(first), call("echo 3 >> log"), call("cat log")])
-            eventually((server.workspace() / "log").exists)
+            log = server.workspace() / "log"
+            eventually(lambda: log.exists() and log.read_text())
             assert server.get("/health")["executing"] == 1
-            assert (server.workspace() / "log").read_text() == "1\n"
+            assert log.read_text() == "1\n"
             (server.workspace() / "go").touch()
             assert answer.result().json()[2]["output"] == "1\n2\n3"
 

@@ -192,9 +192,14 @@ def _kept_or_refused(server: Server, tool: str, flag: str) -> Finding:
     todo="Run bwrap with `--unshare-net`, and let the server refuse the call where it can't.",
 )
 def no_network(server: Server) -> Finding:
+    return network_kept_or_refused(server, lambda command, **flags: _call(server, command, **flags))
+
+
+def network_kept_or_refused(server: Server, call: Callable[..., Result]) -> Finding:
+    """What ``allow_network=False`` does to a command of slot 0 that ``call`` runs: it takes the command and flags."""
     name, probe = nonce(), _connections(server)
-    with_network = _call(server, probe)
-    without = _call(server, f"echo ran > {name}; {probe}", allow_network=False)
+    with_network = call(probe)
+    without = call(f"echo ran > {name}; {probe}", allow_network=False)
     if not _call(server, f"rm {name}").success:
         return expect(not without.success and bool(without.error), f"refused: {without}")
     # How the network is cut is the server's affair: a name space of its own is one way of several.
