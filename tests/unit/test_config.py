@@ -92,7 +92,7 @@ def test_a_wrong_key_of_a_sandbox_is_named_with_its_value_and_what_is_allowed(
         (settings(nomad={"lifetime": 3}), "did you mean `lifetime_s`?"),
         (settings(nomad={"address": "localhost:4646"}), "nomad.address: a URL such as"),
         (settings(nomad={"lifetime_s": -1}), "nomad.lifetime_s = -1"),
-        (settings(suites=["health", "speed"]), "'speed': input should be 'health', 'image', 'bash', 'files'"),
+        (settings(suites=["health", "speed"]), "'speed': input should be 'health', 'image', 'bash'"),
         (settings(conversion={"compression": "gzip", "level": 19}), "conversion.level: 19"),
         (settings(colour="red"), "colour = 'red': no such key"),
         ({"sandboxes": {"Über": {"driver": "docker"}}}, "lower-case letters"),
