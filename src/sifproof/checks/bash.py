@@ -132,7 +132,7 @@ def output_bytes(server: Server) -> Finding:
     todo="Look for a pipe or a wrapper in the server that ends with an exit code of its own.",
 )
 def exit_code(server: Server) -> Finding:
-    seen = {code: server.bash(f"exit {code}") for code in (0, 1, 7, 255)}
+    seen = {code: server.bash(f"exit {code}") for code in (0, 1, 7, 124, 130, 255)}
     seen[127] = server.bash("no-such-command-anywhere")
     seen[137] = server.bash("sh -c 'kill -9 $$'; exit $?")  # in its own name space the shell itself may be spared
     wrong = [
@@ -141,8 +141,11 @@ def exit_code(server: Server) -> Finding:
         if result.success is not (code == 0)
         or (code == 137 and result.exit_code not in (137, -9))
         or (code not in (0, 137) and (result.exit_code != code or f"Exit code: {code}" not in result.error))
+        or result.metadata.get("timeout")
     ]
-    return expect(not wrong, "; ".join(wrong) or "0, 1, 7, 255, 127 (missing command) and 137 (killed) as they are")
+    return expect(
+        not wrong, "; ".join(wrong) or "0, 1, 7, 124, 130, 255, 127 (missing command) and 137 (killed) as they are"
+    )
 
 
 @check(
@@ -227,6 +230,53 @@ def timeout_tree(server: Server) -> Finding:
                 waited_s=waited_s,
             )
     raise NotMeasured(f"nothing is there of what the command wrote within 4 s: {result}")
+
+
+_SHORT_S = tuple(milliseconds / 1000 for milliseconds in range(1, 17))
+_TURNS_IN_TIME = 40
+"""A command that has gone round so often, with a pause of 0.05 s each time, was not ended within two seconds."""
+
+
+@check(
+    "bash.short-timeout",
+    "A time-out of a few milliseconds ends what it started, at whatever moment of its start, and its slot works again.",
+    why="What is ended while its sandbox is still being made may have no parent yet to end with, and runs on unseen.",
+    todo="When a command is ended, look for what has been started of it by then, and wait until that is gone.",
+    waits_s=0.3,
+)
+def short_timeout(server: Server) -> Finding:
+    word = nonce()
+    wrong = []
+    for number, seconds in enumerate(_SHORT_S):
+        turns = f"n=0; while test $n -lt 200; do echo >> {word}.{number}; n=$((n+1)); sleep 0.05; done"
+        cut = server.bash(turns, timeout_s=seconds)
+        if cut.success or cut.metadata.get("timeout") is not True:
+            wrong.append(f"after {seconds * 1000:g} ms: {cut}")
+    look = f"for f in {word}.*; do test -e $f && wc -l $f; done"
+    after = server.bash(f"{look}; echo later; sleep 0.3; {look}; rm -f {word}.*")
+    first, _, later = after.output.strip().partition("later")
+    if not after.success or first.split() != later.split():
+        wrong.append(f"they go on: {first.split()}, and 0.3 s later {later.split()}; {after}")
+    if long := [turns for turns in first.split()[::2] if int(turns) > _TURNS_IN_TIME]:
+        wrong.append(f"went on for {', '.join(long)} turns of 0.05 s")
+    return expect(not wrong, "; ".join(wrong) or f"{len(_SHORT_S)} time-outs of 1 to 16 ms")
+
+
+@check(
+    "bash.fresh",
+    "Each command of `bash` starts anew: what the one before exported, and where it went, is forgotten.",
+    why="A variable that stays behind changes what the next command does, and nobody sees why.",
+    todo="Start a shell for each command, with an environment that is made for it.",
+)
+def fresh(server: Server) -> Finding:
+    word = nonce()
+    home = server.bash("pwd")
+    made = server.bash(f"export sifproof_word={word}; mkdir {word} && cd {word} && umask 000")
+    after = server.bash(f'echo "[$sifproof_word]"; pwd; rmdir {word}')
+    return expect(
+        made.success and after.success and after.output.strip().splitlines() == ["[]", home.output.strip()],
+        f"before: {home}; {made}; after: {after}",
+    )
 
 
 @check(

@@ -117,6 +117,42 @@ async def swallowed_exit_code(path, call, go):
     return answer
 
 
+@turns_red("bash.exit-code")
+async def exit_124_is_a_time_out(path, call, go):
+    """A command that exits with 124 is told as one that timed out."""
+    answer = await go(call)
+    if is_call(call, "bash") and answer["metadata"].get("exit_code") == 124:
+        answer["metadata"] |= {"exit_code": -1, "timeout": True}
+        answer["error"] = "Command timed out after 30s"
+    return answer
+
+
+@turns_red("bash.exit-code")
+async def exit_over_128_is_a_signal(path, call, go):
+    """An exit code over 128 is taken for a signal, and told as minus its number."""
+    answer = await go(call)
+    if is_call(call, "bash") and 128 < (code := answer["metadata"].get("exit_code", 0)) < 160:
+        answer["metadata"]["exit_code"] = 128 - code
+        answer["error"] = f"Exit code: {128 - code}"
+    return answer
+
+
+@turns_red("bash.fresh")
+async def exports_stay(path, call, go):
+    """What a command exports is there for the next one of its slot."""
+    if is_call(call, "bash"):
+        kept = "/tmp/.environment.$(id -u)"
+        head = f"if test -f {kept}; then . {kept}; fi; trap 'export -p | grep sifproof_ > {kept}' EXIT\n"
+        call["args"]["command"] = head + call["args"]["command"]
+    return await go(call)
+
+
+@turns_red("bash.short-timeout")
+async def short_time_outs_rounded_up(path, call, go):
+    """A time-out of less than 0.1 s is taken for one of three seconds."""
+    return await go(call | {"timeout": 3.0} if call.get("timeout", 30.0) < 0.1 else call)
+
+
 @turns_red("bash.stdin")
 async def stdin_stays_open(path, call, go):
     """Commands inherit a standard input that nobody writes to and nobody closes."""
