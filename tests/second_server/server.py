@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -106,6 +107,7 @@ class Tools:
         os.write(script, command.encode("utf-8", "surrogatepass"))
         os.lseek(script, 0, os.SEEK_SET)
         boxed[-1] = boxed[-1].format(script)
+        mark = uuid.uuid4().hex
         try:
             process = subprocess.Popen(
                 boxed,
@@ -113,6 +115,7 @@ class Tools:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=[script],
+                env=os.environ | {"CALL": mark},
                 start_new_session=True,
             )
         finally:
@@ -122,7 +125,7 @@ class Tools:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             code = None
-            os.killpg(process.pid, signal.SIGKILL)
+            end_marked(mark)
             process.wait()
         out, err = (reader.text() for reader in readers)
         output = "\n".join(filter(None, [out, f"[stderr]\n{err}" if out and err else err]))
@@ -166,6 +169,18 @@ class Tools:
         finally:
             new.unlink(missing_ok=True)
         return f"Wrote {len(content)} bytes", {"size": len(content)}
+
+
+def end_marked(mark):
+    """Kill bwrap, and what it has forked: while it starts, that does not end with it. Commands do not get the mark."""
+    found = True
+    while found:
+        found = False
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark.encode() in environ.read_bytes():
+                    found = True
+                    os.kill(int(environ.parent.name), signal.SIGKILL)
 
 
 class FailedError(RefusedError):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sifproof.checks.bubblewrap import network_kept_or_refused
 from sifproof.checks.registry import Finding, NotApplicable, check, expect
 from sifproof.checks.server import Server, nonce
-from sifproof.sandbox.client import Result
+from sifproof.sandbox.client import Result, ServerError
 
 _ENDS_S = 8.0
 """The time-out of a command that ends at once: where it takes that long, it waits for something that never comes."""
@@ -42,6 +42,9 @@ def _session(server: Server, slot: int = 0) -> Iterator[_Session]:
     try:
         yield session
     finally:
+        # Where a reset leaves it, what was set in it must not meet the checks after this one.
+        with contextlib.suppress(ServerError):
+            session.run("exit", timeout_s=2.0)
         session.renew()
 
 

@@ -161,7 +161,7 @@ async def stdin_stays_open(path, call, go):
     return await go(call)
 
 
-@turns_red("bash.timeout")
+@turns_red("bash.timeout", "bash.short-timeout")
 async def timeout_not_told(path, call, go):
     """A command that was ended by its time-out is told as one that ended well."""
     answer = await go(call)
@@ -170,6 +170,7 @@ async def timeout_not_told(path, call, go):
     return answer
 
 
+<<<<<<< HEAD
 @turns_red("bash.timeout")
 async def words_before_the_timeout_lost(path, call, go):
     """What a command printed before its time-out is thrown away."""
@@ -178,6 +179,9 @@ async def words_before_the_timeout_lost(path, call, go):
 
 
 @turns_red("bash.timeout", "bash.timeout-tree")
+=======
+@turns_red("bash.timeout", "bash.timeout-tree", "bash.short-timeout")
+>>>>>>> 9be6d8a (Sessions end with each check; controls that short time-outs show too; the second server ends what its bwrap has just started)
 async def no_timeout(path, call, go):
     """The time-out of a call is ignored."""
     return await go(call | {"timeout": 30.0} if is_call(call, "bash") else call)
@@ -364,6 +368,7 @@ async def long_command_refused(path, call, go):
 
 @turns_red(
     "bash.workdir",
+    "bash.fresh",
     elsewhere=(
         "artifacts.archive",
         "artifacts.archive-limit",

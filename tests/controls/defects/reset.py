@@ -82,7 +82,7 @@ async def all_slots_reset(path, call, go):
     return await go(call)
 
 
-@turns_red("reset.processes", "stateful.reset", "stateful.here-document", "stateful.slots-apart")
+@turns_red("reset.processes", "stateful.reset")
 def shell_survives_the_reset(arguments):
     """A reset leaves the shell of `bash_stateful` alone, with all that runs in it."""
     from slotserver.slots import Slot
