@@ -170,18 +170,14 @@ async def timeout_not_told(path, call, go):
     return answer
 
 
-<<<<<<< HEAD
-@turns_red("bash.timeout")
+@turns_red("bash.timeout", elsewhere=("stateful.timeout",))
 async def words_before_the_timeout_lost(path, call, go):
     """What a command printed before its time-out is thrown away."""
     answer = await go(call)
     return answer | {"output": ""} if answer.get("metadata", {}).get("timeout") else answer
 
 
-@turns_red("bash.timeout", "bash.timeout-tree")
-=======
 @turns_red("bash.timeout", "bash.timeout-tree", "bash.short-timeout")
->>>>>>> 9be6d8a (Sessions end with each check; controls that short time-outs show too; the second server ends what its bwrap has just started)
 async def no_timeout(path, call, go):
     """The time-out of a call is ignored."""
     return await go(call | {"timeout": 30.0} if is_call(call, "bash") else call)
