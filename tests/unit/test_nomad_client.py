@@ -211,4 +211,5 @@ def test_a_file_of_a_task_is_read_within_bounds(nomad, stat, content, said):
     with connect(nomad.address, environment={}) as client, pytest.raises(UnreadableFileError, match=said) as raised:
         client.file("abc", "/alloc/data/x")
     assert raised.value.fault is Fault.IMAGE
-    assert all("limit=1048577" in path for _, path, _, _ in nomad.seen if "readat" in path)
+    reads = [path for _, path, _, _ in nomad.seen if "readat" in path]
+    assert ["limit=1048577" in path for path in reads] == [True] * bool(content)

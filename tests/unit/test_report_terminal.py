@@ -83,6 +83,6 @@ def test_hostile_text_reaches_no_terminal() -> None:
     rows = [verdict(f"bash.c{n}", verdict="fail", message=text) for n, text in enumerate(NASTY)]
     text = printed(decide(plan(planned()), rows), terminal=False, most=100)
     lines = text.splitlines()
-    assert all(line.isprintable() for line in lines)
+    assert {line.isprintable() for line in lines} == {True}
     assert "[bold]rich[/bold] markup" in text
     assert len([line for line in lines if "bash.c" in line]) == len(NASTY) + 1

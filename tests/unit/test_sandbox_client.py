@@ -343,9 +343,8 @@ def test_who_is_refused_learns_what_is_lacking() -> None:
 
 @pytest.mark.parametrize("token", ["", "two words", "line\nX-Other: 1", "tökens"])
 def test_what_can_t_be_a_token_is_refused_and_not_shown(token: str) -> None:
-    with pytest.raises(ValueError, match="visible ASCII") as error:
+    with pytest.raises(ValueError, match=r"^a token has visible ASCII characters alone, one at least$"):
         SandboxClient("http://127.0.0.1:1", token=token)
-    assert not token or token not in str(error.value)
 
 
 def test_a_short_token_is_left_alone_where_it_is_a_word_of_an_answer() -> None:
