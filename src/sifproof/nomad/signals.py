@@ -75,3 +75,58 @@ def stopped(node: Node, allocation: str, port: int, who: Who) -> Iterator[Found]
     with node.hold(script, ready=_READY) as said:
         pids, others = said.splitlines()
         yield Found([int(word) for word in pids.split()], int(others))
+
+
+class Scores(NamedTuple):
+    """``oom_score_adj`` of processes: the higher, the sooner the kernel ends one when memory runs out."""
+
+    server: list[int]
+    above: list[int]
+    """Of the container's processes that started the server's."""
+    image: list[int]
+    """Of the FUSE programs that serve the container's image."""
+    command: list[int]
+
+
+def scores(node: Node, allocation: str, port: int, word: str) -> Scores:
+    """Those of the processes of ``allocation``, and of those that have ``word`` in their arguments, which are ended.
+
+    Errors are those of :func:`kill_server`.
+    """
+    script = _find(allocation, port) + _SCORES.format(allocation=validate_id(allocation), word=f"[{word[0]}]{word[1:]}")
+    found = Scores([], [], [], [])
+    for line in node.run(script).splitlines():
+        kind, _, score = line.partition(" ")
+        getattr(found, kind).append(int(score))
+    return found
+
+
+_SCORES = """\
+score() {{ read -r score < "$2/oom_score_adj" && echo "$1 $score"; }}
+# The next process above that the job gave its environment: those of Apptainer between them have another.
+above() {{
+  above=$1
+  for level in 1 2 3 4 5 6; do
+    above=$(awk '$1 == "PPid:" {{ print $2 }}' "/proc/$above/status" 2>/dev/null)
+    [ "${{above:-1}}" -gt 1 ] || return 1
+    if grep -qs NOMAD_ALLOC_ID={allocation} "/proc/$above/environ"; then return 0; fi
+  done
+  return 1
+}}
+for process in $listening; do
+  score server "/proc/$process"
+  if above "$process"; then score above "/proc/$above"; fi
+done
+for file in $(grep -ls fuse /proc/[0-9]*/comm); do
+  process=${{file%/comm}}
+  if grep -qs NOMAD_ALLOC_ID={allocation} "$process/environ" || above "${{process#/proc/}}"; then
+    score image "$process"
+  fi
+done
+for file in $(grep -lsa {word} /proc/[0-9]*/cmdline); do
+  score command "${{file%/cmdline}}"
+  commands="$commands $(basename "${{file%/cmdline}}")"
+done
+[ -z "$commands" ] || kill -KILL $commands 2>/dev/null
+exit 0
+"""

@@ -158,7 +158,23 @@ def no_pid_namespace_below_a_launcher(arguments):
     no_pid_namespace(arguments)
 
 
-@turns_red("isolation.slot.memory", nomad=True)
+@turns_red("isolation.slot.first-to-go", nomad=True)
+def commands_raise_the_servers_score(arguments):
+    """Whoever starts a command marks it as the first to go by marking itself: the server keeps the mark."""
+    from slotserver import process
+
+    process._FIRST_TO_GO = ()
+    started = process.Process.__init__
+
+    def start(self, *args, **options):
+        with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
+            score.write("500")
+        started(self, *args, **options)
+
+    process.Process.__init__ = start
+
+
+@turns_red("isolation.slot.memory", "isolation.slot.first-to-go", nomad=True)
 def server_goes_before_its_commands(arguments):
     """When memory runs out, the kernel ends the server rather than the command that took it."""
     from slotserver import process
