@@ -1,5 +1,7 @@
 """Fixtures for the controls that need a sandbox under Nomad."""
 
+import os
+import pwd
 from collections import Counter
 
 import pytest
@@ -39,7 +41,12 @@ def every_control_is_tried(request):
 
 @pytest.fixture(scope="session")
 def house(tmp_path_factory, images):
-    """A local agent for the whole session, and the images."""
-    made = House(tmp_path_factory.mktemp("house"), images)
+    """A local agent for the whole session, and the images.
+
+    The agent's HOME is its user's home, whatever the tests have: what shows `/tmp` would show a home in there as well.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HOME", pwd.getpwuid(os.geteuid()).pw_dir)
+        made = House(tmp_path_factory.mktemp("house"), images)
     yield made
     made.close()
