@@ -80,10 +80,11 @@ set -e
 allocation=${{TMPDIR%/alloc/tmp}}
 chown nobody "$TMPDIR" "$allocation/alloc/data"
 mount --bind {made}/fuse /dev/fuse
-mount --bind "$allocation" /mnt
+exec 9< "$allocation"
 mount -t tmpfs -o mode=755 tmpfs {top}
 mkdir -p "$allocation"
-mount --bind /mnt "$allocation"
+mount --no-canonicalize --bind /proc/self/fd/9 "$allocation"
+exec 9<&-
 cd "$allocation/server"
 exec setpriv --reuid=nobody --regid=nogroup --clear-groups --bounding-set=-all --no-new-privs "$@"
 """
