@@ -16,6 +16,24 @@ os.environ["PATH"] += f"{os.pathsep}{tools.root() / 'debian/bubblewrap/usr/bin'}
 IMAGES = ROOT / "results" / "images"
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item):
+    """No test is skipped: one that can't run here fails, and says why."""
+    report = yield
+    if report.skipped:
+        report.outcome, report.longrepr = "failed", f"{item.nodeid} was skipped: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(collector):
+    """Nor is a file of tests."""
+    report = yield
+    if report.skipped:
+        report.outcome, report.longrepr = "failed", f"{collector.nodeid} was skipped: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def images() -> Path:
     """The store of images that copies of the project share: each is built once, as a run of this checkout does it."""
