@@ -101,6 +101,26 @@ def test_a_foreign_server_on_one_allocation_excuses_no_other() -> None:
     assert decision.sentence == "Rejected: 1 of 18 required checks failed on singularity: bash.output."
 
 
+def test_what_is_left_of_a_server_that_the_infrastructure_kept_from_answering_is_not_the_images() -> None:
+    lost = {"verdict": "not-measured", "message": "its port is taken", "hindered": True, "fault": Fault.INFRASTRUCTURE}
+    port = {"verdict": "fail", "message": "it still accepts connections"}
+    decision = decide(ONE, one(health_ready=lost, teardown_port=port))
+    assert words(decision) == ("infrastructure", 3)
+    assert {reason.fault for reason in decision.reasons} == {Fault.INFRASTRUCTURE}
+
+
+def test_what_failed_before_the_infrastructure_failed_is_the_images() -> None:
+    lost = {"verdict": "not-measured", "message": "the node is down", "hindered": True, "fault": Fault.INFRASTRUCTURE}
+    decision = decide(ONE, one(bash_exit_code=FAILS, files_round_trip=lost))
+    assert words(decision) == ("rejected", 1)
+
+
+def test_another_allocation_that_was_lost_excuses_none() -> None:
+    lost = {"verdict": "not-measured", "message": "the node is down", "hindered": True, "fault": Fault.INFRASTRUCTURE}
+    rows = one(bash_exit_code=FAILS, health_ready={**lost, "allocation": "another"})
+    assert words(decide(plan(planned(count=2)), rows)) == ("rejected", 1)
+
+
 def test_what_the_node_lets_in_is_no_evidence_against_the_image() -> None:
     """Such as the home directories that a site's `apptainer` binds into every container."""
     known = registry.load()

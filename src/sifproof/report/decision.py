@@ -241,6 +241,11 @@ def _is_unnested(row: Verdict, doctor: Doctor, *, local: bool) -> bool:
     )
 
 
+def _order(suite: str, suites: Sequence[str]) -> int:
+    """The place of ``suite`` in the order they run; one that is not planned comes first, for nothing explains it."""
+    return suites.index(suite) if suite in suites else -1
+
+
 def _failures(
     rows: Sequence[Verdict],
     suites: Sequence[str],
@@ -252,12 +257,16 @@ def _failures(
     failed = [row for row in rows if row.required and row.verdict in FAILED]
     # Where a check of who answers fails for the infrastructure, what answers need not be the image.
     unproven = {row.allocation for row in failed if row.suite == FOUNDATION and row.fault is Fault.INFRASTRUCTURE}
+    # Within a suite, verdicts stand in the order they were made.
+    places = {id(row): (_order(row.suite, suites), number) for number, row in enumerate(rows)}
+    lost = [row for row in rows if row.hindered and row.fault is Fault.INFRASTRUCTURE]
     reasons = []
     for row in failed:
         fault = row.fault
         if fault is Fault.IMAGE and (
             row.allocation in unproven
             or (unproven and not row.allocation)
+            or any(gone.allocation == row.allocation and places[id(gone)] < places[id(row)] for gone in lost)
             or unnested(row)
             or any(f.fault is Fault.INFRASTRUCTURE and _explains(f, row.suite, suites) for f in faults)
         ):
