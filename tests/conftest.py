@@ -7,13 +7,14 @@ import pytest
 
 pytest.register_assert_rewrite("checkout")
 
-from checkout import ROOT, Checkout  # noqa: E402
+from checkout import Checkout  # noqa: E402
 
 from sifproof import tools  # noqa: E402
 
 # For the tests of the sandbox server outside of a container, on a machine without bubblewrap.
 os.environ["PATH"] += f"{os.pathsep}{tools.root() / 'debian/bubblewrap/usr/bin'}"
-IMAGES = ROOT / "results" / "images"
+IMAGES = tools.root() / "tests" / "images"
+"""Of the tests alone: what runs of this checkout keep in `results/images` is theirs."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -36,7 +37,7 @@ def pytest_make_collect_report(collector):
 
 @pytest.fixture(scope="session")
 def images() -> Path:
-    """The store of images that copies of the project share: each is built once, as a run of this checkout does it."""
+    """The store of images that copies of the project share: each is built once."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     return IMAGES
 
