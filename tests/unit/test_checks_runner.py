@@ -304,6 +304,79 @@ def test_a_plan_hands_over_all_that_its_config_says() -> None:
     }
 
 
+def test_a_verdict_says_where_it_was_found_and_of_what() -> None:
+    log = io.StringIO()
+    context = Context.of("run", planned("docker"), log).at("node-7", "alloc-7")
+    assert context.log is log
+    seen = []
+    check = made(lambda s: seen.append(s) or expect(len(seen) > 1, "seen"), "bash.made", blames=Fault.INFRASTRUCTURE)
+    subject = object()
+    (verdict,) = run_checks([check], subject, context)
+    assert seen == [subject, subject]
+    told = ["run", "sandbox", "driver", "node", "allocation", "suite", "check", "value", "unit", "limit", "fault"]
+    assert [getattr(verdict, name) for name in told] == [
+        *("run", "docker", "docker", "node-7", "alloc-7", "bash", "bash.made", None, "", None, Fault.INFRASTRUCTURE),
+    ]  # fmt: skip
+
+
+class Clock:
+    """In the place of the module ``time``, for the runner: each check takes the next of ``seconds``."""
+
+    def __init__(self, *seconds):
+        self.left, self.now, self.running = list(seconds), 1000.0, False
+
+    def perf_counter(self):
+        if self.running:
+            self.now += self.left.pop(0)
+        self.running = not self.running
+        return self.now
+
+    def monotonic(self):
+        return 0.0
+
+
+def test_how_long_a_check_took_and_waited_is_told_to_a_tenth_of_a_millisecond(monkeypatch) -> None:
+    monkeypatch.setattr(runner, "time", Clock(1.23456, 0.00002))
+    took, short = verdicts(made(lambda s: expect(True), waits_s=0.87654), made(lambda s: expect(True)))
+    assert (took.duration_s, took.waited_s) == (1.2346, 0.8765)
+    assert (short.duration_s, short.waited_s, short.attempts) == (0.0, 0.0, 1)
+
+
+def test_of_two_tries_all_the_time_is_told(monkeypatch) -> None:
+    for second, word in ((expect(True), "flaky"), (expect(False), "fail"), (NotMeasured("gone"), "fail")):
+        monkeypatch.setattr(runner, "time", Clock(1.11114, 2.22224))
+        (verdict,) = verdicts(made(in_turn(expect(False), second), waits_s=0.11114))
+        assert (verdict.verdict, verdict.duration_s, verdict.waited_s) == (word, 3.3333, 0.2222)
+
+
+def test_what_a_check_was_doing_when_it_broke_stands_in_the_log(monkeypatch) -> None:
+    log = io.StringIO()
+    list(run_checks([made(raising(ZeroDivisionError("oops")))], None, Context("run", "box", "docker", log=log)))
+    assert "Traceback" in log.getvalue()
+    assert "ZeroDivisionError: oops" in log.getvalue()
+
+
+def test_the_log_can_be_read_while_checks_go_on() -> None:
+    class Log(io.StringIO):
+        flushed = 0
+
+        def flush(self):
+            self.flushed += 1
+
+    log = Log()
+    found = run_checks([made(lambda s: expect(True))] * 2, None, Context("run", "box", "docker", log=log))
+    next(found)
+    assert log.flushed == 1
+    assert log.getvalue().startswith("pass         bash.made ")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), BrokenPipeError(), TimeoutError()])
+def test_an_end_that_says_nothing_is_told_by_its_name(error) -> None:
+    (verdict,) = verdicts(made(raising(error)))
+    assert verdict.verdict == "fail"
+    assert verdict.message.endswith(f" ({type(error).__name__})")
+
+
 def test_a_check_that_breaks_is_not_waived() -> None:
     waiver = PlannedWaiver(reason="ticket 7", until=datetime.date.max)
     (verdict,) = verdicts(made(raising(ZeroDivisionError("oops"))), waivers={"bash.made": waiver})

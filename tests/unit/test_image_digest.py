@@ -63,6 +63,17 @@ def test_one_image_has_one_digest_however_it_is_packed(sample, name):
     assert "s3cret" not in found.model_dump_json()
 
 
+@pytest.mark.parametrize("raw", [True, False])
+def test_what_an_image_takes_and_which_manifest_it_has(tmp_path, raw):
+    layout = oci_layout(tmp_path / "x", raw=raw)
+    (entry,) = json.loads((layout / "index.json").read_text())["manifests"]
+    held = json.loads((layout / "blobs/sha256" / entry["digest"][7:]).read_text())["layers"]
+    found = digest(parse(f"oci:{layout}"))
+    assert found.manifest_digest == entry["digest"]
+    assert found.layer_bytes == sum((layout / "blobs/sha256" / one["digest"][7:]).stat().st_size for one in held)
+    assert found.raw_layers is raw
+
+
 def test_another_content_has_another_digest(tmp_path):
     assert digest(parse(f"docker-archive:{docker_archive(tmp_path / 'x.tar', mark='new')}")).digest != EXPECTED
 
@@ -249,6 +260,19 @@ def test_a_file_that_is_too_young_is_not_remembered(tmp_path, late, after_ns, re
     assert len(list(cache.iterdir())) == remembered
 
 
+def test_a_sif_that_is_remembered_is_not_read_again(tmp_path, late):
+    path, cache = sif_header(tmp_path / "x.sif"), tmp_path / "cache"
+    late(path, 10**10)
+    source, value = parse(str(path)), digest(parse(str(path)), cache).digest.removeprefix("sha256:")
+    (record,) = cache.iterdir()
+    record.write_text(record.read_text().replace(value, "remembered"))
+    known = digest(source, cache)
+    assert known.digest == "sha256:remembered"
+    require_unchanged(source, known, cache)
+    with pytest.raises(SifproofError, match=f"{path} changed while it was fetched"):
+        require_unchanged(source, known)
+
+
 def test_two_files_are_remembered_apart_and_one_by_whatever_name(tmp_path, late):
     cache, paths = tmp_path / "cache", [tmp_path / name for name in "ab"]
     for path in paths:
@@ -350,11 +374,12 @@ class Skopeo:
         self.configs[f"box@{name}"] = text
         return name
 
-    def __call__(self, tool, *words, timeout_s):
-        assert tool == "skopeo"
+    def __call__(self, *words, timeout_s):
+        assert timeout_s > 0  # a registry that never answers is not waited for
+        asked = {("skopeo", "inspect", "--raw"): self.held, ("skopeo", "inspect", "--config", "--raw"): self.configs}
+        held = asked[words[:-1]]
         name = words[-1].removeprefix("docker://")
         self.asked.append(name)
-        held = self.configs if "--config" in words else self.held
         if name not in held:
             raise ToolFailure("skopeo", 1, "manifest unknown")
         return held[name]
@@ -393,6 +418,23 @@ def test_of_a_registrys_index_everything_goes_by_digest(skopeo):
     assert {"@" in name for name in skopeo.asked[1:]} == {True}
 
 
+def test_what_a_registry_has_is_refused_with_the_name_of_the_image(skopeo):
+    windows = skopeo.image("w", {"os": "windows"})
+    entries = [{"digest": windows, "platform": HERE | {"os": "windows"}}]
+    artifact = b'{"layers": []}'
+    for held, said in (
+        (json.dumps({"manifests": entries}).encode(), "docker://box:1 can't run here: it is made for windows"),
+        (artifact, "docker://box:1 can't be read"),
+        (b"<html>", "docker://box:1 can't be read"),
+    ):
+        skopeo.held["box:1"] = held
+        skopeo.configs[f"box@sha256:{hashlib.sha256(artifact).hexdigest()}"] = b"{}"
+        with pytest.raises(SifproofError, match=said) as raised:
+            digest(BOX)
+        assert raised.value.fault is Fault.CONFIGURATION
+        assert raised.value.todo
+
+
 def test_a_registry_that_gives_another_manifest_than_was_asked_for(skopeo):
     linux = skopeo.image()
     entry = {"digest": linux, "platform": HERE, "mediaType": "application/vnd.oci.image.manifest.v1+json"}
@@ -415,7 +457,7 @@ def test_a_registry_that_has_something_else(skopeo, held):
 
 
 def test_a_registry_that_has_nothing_or_is_silent(skopeo, monkeypatch):
-    with pytest.raises(SifproofError, match="no such image") as raised:
+    with pytest.raises(SifproofError, match=r"docker://box:1 can't be had.*no such image") as raised:
         digest(BOX)
     assert raised.value.fault is Fault.CONFIGURATION
 
@@ -439,16 +481,17 @@ def test_a_registry_that_has_nothing_or_is_silent(skopeo, monkeypatch):
 def test_layers_that_a_registrys_manifest_lacks(skopeo):
     name = skopeo.image(sizes=(3,))
     skopeo.held["box:1"] = skopeo.held[f"box@{name}"]
-    with pytest.raises(SifproofError, match="lists 1 layers, and its config names 2") as raised:
+    with pytest.raises(SifproofError, match=r"docker://box:1 .*lists 1 layers, and its config names 2") as raised:
         digest(BOX)
     assert raised.value.fault is Fault.IMAGE
 
 
 def test_a_registry_takes_skopeo(monkeypatch):
-    monkeypatch.setattr("sifproof.tools.find", lambda name: None)
-    with pytest.raises(SifproofError, match="`skopeo` is missing") as raised:
+    monkeypatch.setattr("sifproof.tools.find", lambda name: None if name == "skopeo" else name)
+    with pytest.raises(SifproofError, match=r"docker://box:1.*`skopeo` is missing") as raised:
         digest(BOX)
     assert raised.value.fault is Fault.INFRASTRUCTURE
+    assert "install skopeo" in raised.value.todo
 
 
 def test_an_engines_image_is_known_as_the_engine_knows_it(monkeypatch):
@@ -484,6 +527,7 @@ def test_what_is_no_config(tmp_path, text):
     blob = samples._put(tmp_path, text, "application/vnd.oci.image.config.v1+json")
     manifest = json.dumps({"config": blob, "layers": []}).encode()
     layout = layout_of(tmp_path, [samples._put(tmp_path, manifest, "application/vnd.oci.image.manifest.v1+json")])
-    with pytest.raises(SifproofError, match="what should be its config is none") as raised:
+    with pytest.raises(SifproofError, match=f"oci:{layout} can't be read.*what should be its config is none") as raised:
         digest(parse(f"oci:{layout}"))
     assert raised.value.fault is Fault.CONFIGURATION
+    assert raised.value.todo

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from sifproof.nomad.allocations import get_job_allocations, parse_allocation, parse_ports
+from sifproof.nomad.job import META_PORT, META_TASK
 
 # The shape of /v1/allocation/:id of Nomad 1.11, cut to what is read.
 RAW = {
@@ -39,6 +40,67 @@ RAW = {
 
 def with_resources(**resources):
     return {**RAW, "AllocatedResources": resources}
+
+
+def test_all_that_an_answer_says_is_taken_over():
+    assert parse_allocation(RAW).model_dump() == {
+        "id": "0ba30273-ab51-b549-191a-8b1165f6c4b4",
+        "name": "sif-0.sandbox[0]",
+        "job_id": "sif-0",
+        "node_id": "b5f93364",
+        "node_name": "node1",
+        "task": "server",
+        "address": "10.0.0.7",
+        "port": 22732,
+        "ports": {"http": 22732},
+        "client_status": "running",
+        "desired_status": "run",
+        "failed": False,
+        "events": (
+            {"type": "Received", "time_ns": 100, "message": "Task received by client", "details": {}},
+            {"type": "Task Setup", "time_ns": 200, "message": "Building", "details": {}},
+            {"type": "Started", "time_ns": 300, "message": "Task started", "details": {}},
+        ),
+        "created_ns": 1795462061371000000,
+    }
+
+
+def test_a_job_s_marks_say_which_port_and_which_task_count():
+    ports = [{"Label": label, "Value": n, "HostIP": f"10.0.0.{n}"} for n, label in enumerate(("http", "api", "x"), 1)]
+    states = {name: {"Failed": name == "agent", "Events": []} for name in ("log", "agent")}
+    groups = [{"Name": "sandbox", "Tasks": [{"Name": "log"}, {"Name": "agent"}]}]
+    raw = {**with_resources(Shared={"Ports": ports}), "TaskStates": states}
+    marks = {META_PORT: "api", META_TASK: "agent"}
+    marked = parse_allocation({**raw, "Job": {"TaskGroups": groups, "Meta": marks}})
+    assert (marked.url, marked.task, marked.failed) == ("http://10.0.0.2:2", "agent", True)
+    plain = parse_allocation({**raw, "Job": {"TaskGroups": groups, "Meta": None}})
+    assert (plain.url, plain.task, plain.failed) == ("http://10.0.0.1:1", "log", False)
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"Ports": [{"Label": "http", "Value": "8080"}]},
+        {"Networks": [{"DynamicPorts": [{"Label": "http", "Value": "8080"}]}]},
+    ],
+)
+def test_a_port_without_an_address_is_at_none(shared):
+    assert parse_ports(with_resources(Shared=shared)) == {"http": ("", 8080)}
+
+
+@pytest.mark.parametrize("group", [{"Name": "sandbox", "Tasks": None}, {"Name": "sandbox"}, {"Name": "other"}])
+def test_a_group_that_names_no_task_leaves_it_to_the_states(group):
+    assert parse_allocation({**RAW, "Job": {"TaskGroups": [group]}}).task == "server"
+    untold = {**RAW, "Job": {"TaskGroups": [group]}, "TaskStates": {}}
+    assert (parse_allocation(untold).task, parse_allocation(untold).events) == ("", ())
+
+
+def test_a_task_that_has_not_begun_has_no_events():
+    states = {"server": {"Failed": False, "Events": None}}
+    assert parse_allocation({**RAW, "TaskStates": states}).events == ()
+    event = {"Type": "Received", "Time": 1}
+    (seen,) = parse_allocation({**RAW, "TaskStates": {"server": {"Events": [event]}}}).events
+    assert (seen.message, seen.details) == ("", {})
 
 
 def test_shared_ports_win_over_networks():

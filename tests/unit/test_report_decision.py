@@ -11,7 +11,7 @@ from sifproof import config
 from sifproof.checks import registry
 from sifproof.config import SUITES
 from sifproof.doctor.facts import parse
-from sifproof.doctor.findings import Case, user_namespaces
+from sifproof.doctor.findings import Case, Finding, user_namespaces
 from sifproof.doctor.record import Doctor, Look
 from sifproof.errors import Fault
 from sifproof.records import FaultRecord
@@ -448,3 +448,279 @@ def test_the_sentence_is_one_line_whatever_a_task_says() -> None:
     sentence = decide(ONE, [], [record]).sentence
     assert sentence.isprintable()
     assert len(decide(ONE, [], [record.model_copy(update={"what": "x" * 10_000})]).sentence) <= 400
+
+
+# -- what explains what is missing ----------------------------------------------------------------------------------
+
+
+def on(allocation: str, rows: list) -> list:
+    """``rows`` as those of another allocation."""
+    return [row.model_copy(update={"allocation": allocation}) for row in rows if row.allocation]
+
+
+MISSING = {
+    "a suite": lambda rows: [row for row in rows if row.suite != "files"],
+    "a suite that was not looked at": lambda rows: [
+        row.model_copy(update=SKIPPED if row.suite == "files" else {}) for row in rows
+    ],
+    "a check that was not looked at": lambda rows: [
+        row.model_copy(update=SKIPPED if row.check == "bash.output" else {}) for row in rows
+    ],
+    "a check that is not there": lambda rows: [row for row in rows if row.check != "bash.output"],
+    "what the plan does not ask for": lambda rows: [
+        *rows, *on(rows[0].allocation, [verdict("image.made", **SKIPPED)])
+    ],
+}  # fmt: skip
+"""What can be missing of an allocation, by name: its rows without it."""
+ALL = [check for checks in CHECKS.values() for check in checks]
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_a_server_that_is_not_well_explains_what_is_missing_of_it_and_nothing_of_another(missing: str) -> None:
+    it = plan(planned(count=2, checks=ALL))
+    sick = one(health_slots=FAILS)
+    here = decide(it, [*MISSING[missing](sick), *on("other", one())])
+    assert [(r.fault, r.follows) for r in here.reasons] == [(Fault.IMAGE, False), (Fault.IMAGE, True)]
+    there = decide(it, [*sick, *MISSING[missing](on("other", one()))])
+    assert [(r.fault, r.follows, r.sandbox) for r in there.reasons] == [
+        (Fault.IMAGE, False, "singularity"),
+        (Fault.INCOMPLETE, False, "singularity"),
+    ]
+    # Of what fails elsewhere than in its health, nothing follows.
+    broken = decide(plan(planned(checks=ALL)), MISSING[missing](one(bash_exit_code=FAILS)))
+    assert [(r.fault, r.follows) for r in broken.reasons] == [(Fault.IMAGE, False), (Fault.INCOMPLETE, False)]
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_what_was_in_the_way_of_one_check_explains_what_is_missing_of_its_suite_there(missing: str) -> None:
+    suite = {"a suite": "", "what the plan does not ask for": "image"}.get(
+        missing, "files" if missing.startswith("a suite") else "bash"
+    )
+    it = plan(planned(count=2, checks=ALL))
+    met = verdict(f"{suite or 'files'}.met", **hindered())
+    for allocation, faults in ((met.allocation, {Fault.INFRASTRUCTURE}), ("other", {Fault.INCOMPLETE})):
+        rows = [*MISSING[missing](one()), *on("other", one()), *([*on(allocation, [met])] if suite else [])]
+        found = decide(it, rows).reasons
+        of_gaps = {r.fault for r in found if r.text.startswith("Sandbox ") and "(no answer)" in r.text}
+        of_gaps |= {r.fault for r in found if "not recorded" in r.text}
+        if suite:
+            assert of_gaps == faults
+        else:
+            assert {r.fault for r in found} == {Fault.INCOMPLETE}
+
+
+@pytest.mark.parametrize(
+    ("missing", "suite"), [(missing, "files" if missing.startswith("a suite") else "bash") for missing in MISSING]
+)
+def test_a_stage_explains_what_is_missing_from_it_on(missing: str, suite: str) -> None:
+    rows = MISSING[missing](one())
+    it = plan(planned(checks=ALL))
+    for stage in ("agent", "submit", "health", suite):
+        assert {r.fault for r in decide(it, rows, [fault(stage)]).reasons} == {Fault.INFRASTRUCTURE}
+    later = decide(it, rows, [fault("teardown")])
+    expected = {Fault.INFRASTRUCTURE} | ({Fault.INCOMPLETE} if missing in list(MISSING)[:4] else set())
+    assert {r.fault for r in later.reasons} == expected
+
+
+def test_of_several_faults_the_first_in_the_order_explains_what_is_missing() -> None:
+    for kinds in ([Fault.CONFIGURATION, Fault.IMAGE], [Fault.INFRASTRUCTURE, Fault.CONFIGURATION]):
+        decision = decide(ONE, [], [fault("submit", kind=kind) for kind in kinds])
+        (follows,) = [r for r in decision.reasons if r.follows]
+        assert follows.fault is min(kinds, key=lambda kind: kind.exit_code)
+
+
+@pytest.mark.parametrize(("stage", "explained"), [("submit", True), ("health", True), ("bash", False)])
+@pytest.mark.parametrize("count", [1, 2])
+def test_allocations_that_nothing_was_seen_of_were_lost_before_the_first_suite(
+    stage: str, explained: bool, count: int
+) -> None:
+    decision = decide(plan(planned(count=count)), one() if count == 2 else [], [fault(stage)])
+    said = "1 of 2 allocations were checked" if count == 2 else "no check was recorded"
+    (gap,) = [r for r in decision.reasons if said in r.text]
+    assert (gap.fault, gap.follows) == ((Fault.INFRASTRUCTURE, True) if explained else (Fault.INCOMPLETE, False))
+
+
+def test_each_suite_that_is_missing_is_told_and_those_that_are_off_are_not() -> None:
+    rows = [row for row in one() if row.suite in {"health", "teardown"}]
+    told = decide(ONE, rows).reasons[0].text
+    assert told == "Sandbox singularity: suite bash did not run; suite files did not run."
+    off = [check for check in ALL if not check.startswith("bash.")]
+    assert decide(plan(planned(checks=off)), rows).reasons[0].text == "Sandbox singularity: suite files did not run."
+
+
+def test_a_job_that_was_never_placed_is_torn_down_all_the_same() -> None:
+    nothing = [
+        row.model_copy(update={"allocation": "", "node": ""} | (SKIPPED if row.suite != "teardown" else {}))
+        for row in one()
+    ]
+    (reason,) = decide(ONE, nothing).reasons
+    assert "teardown" not in reason.text
+    assert reason.text.startswith("Sandbox singularity: 0 of 1 allocations were checked; suite health was not measured")
+    # What of teardown is said of the job as a whole stands for no allocation.
+    whole = [row.model_copy(update={"allocation": ""}) if row.check == "teardown.purged" else row for row in one()]
+    assert words(decide(ONE, whole)) == ("accepted", 0)
+    assert words(decide(plan(planned(checks=ALL)), whole)) == ("incomplete", 4)
+
+
+def test_nothing_measured_is_for_what_was_in_the_way_of_any_of_it() -> None:
+    rows = [row.model_copy(update=SKIPPED) for row in one()]
+    rows[-1] = rows[-1].model_copy(update=hindered())
+    reasons = decide(ONE, rows).reasons
+    assert any(r.fault is Fault.INFRASTRUCTURE and "no check was measured" in r.text for r in reasons)
+    rows[0] = verdict("health.ready")
+    assert not any("no check was measured" in r.text for r in decide(ONE, rows).reasons)
+
+
+def test_a_check_that_no_suite_of_the_plan_has_is_told_where_it_was_not_measured() -> None:
+    extra = verdict("image.made", verdict="not-measured", message="no tool " + "x" * 300)
+    (reason,) = decide(ONE, one(extra)).reasons
+    said = ("no tool " + "x" * 300)[:159] + "…"
+    assert reason.text == f"Sandbox singularity: image.made was not measured on allocation 1a2b3c4d ({said})."
+    (reason,) = decide(ONE, one(extra.model_copy(update={"message": ""}))).reasons
+    assert reason.text == "Sandbox singularity: image.made was not measured on allocation 1a2b3c4d."
+    for changes in ({"verdict": "pass"}, {"required": False}):
+        assert words(decide(ONE, one(extra.model_copy(update=changes)))) == ("accepted", 0)
+
+
+# -- whose it is, and how it is told --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("look", "node", "local", "word"),
+    [
+        ({"machine": "node-1", "node": "x"}, "node-1", False, "infrastructure"),
+        ({"machine": "node-2", "node": "x"}, "node-1", True, "rejected"),
+        ({"machine": "gate", "node": ""}, "node-1", True, "infrastructure"),  # an agent of the gate's own machine
+        ({"machine": "gate", "node": ""}, "node-1", False, "rejected"),
+        ({"machine": "node-1", "node": "x", "severity": "fine"}, "node-1", False, "rejected"),
+        ({"machine": "node-1", "node": "x", "id": "fuse"}, "node-1", False, "rejected"),
+        ({"machine": "node-1", "node": "x", "sandboxes": ["docker"]}, "node-1", False, "rejected"),
+    ],
+)
+def test_only_what_the_doctor_saw_on_that_very_node_takes_the_blame(
+    look: dict[str, object], node: str, local: bool, word: str
+) -> None:
+    of_finding = {"id": "user-namespaces", "severity": "blocks", "sandboxes": ["singularity"]}
+    finding = Finding.model_validate(
+        {"what": "There are none."} | {name: look.get(name, value) for name, value in of_finding.items()}
+    )
+    seen = Look(machine=str(look["machine"]), node=str(look["node"]), seconds=1, findings=[finding])
+    doctor = Doctor(looks=[seen])
+    it = ONE.model_copy(update={"nomad_local": local})
+    assert decide(it, one(verdict("bubblewrap.used", **FAILS, node=node)), doctor=doctor).verdict == word
+
+
+def test_the_doctor_is_asked_what_may_be_behind_each_reason_and_not_behind_what_follows() -> None:
+    asked = []
+    doctor = SimpleNamespace(looks=[], explain=lambda *of, **where: asked.append((*of, where)) or [])
+    rows = one(health_ready=FAILS, bash_output=SKIPPED)
+    for local in (True, False):
+        asked.clear()
+        decision = decide(ONE.model_copy(update={"nomad_local": local}), rows, [fault("submit", "")], doctor=doctor)
+        assert sum(reason.follows for reason in decision.reasons) == 1
+        assert sorted(asked, key=str) == sorted(
+            [
+                ("", "", "The job was not placed: no node has raw_exec.", {"node": "", "local": local}),
+                ("singularity", "health.ready", "health.ready failed: exit code 0", {"node": "node-1", "local": local}),
+            ],
+            key=str,
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"verdict": "fail", "message": "broken"}, "bash.output failed: broken"),
+        ({"verdict": "fail"}, "bash.output failed."),
+        ({"verdict": "flaky", "message": "broken"}, "bash.output passed only sometimes: broken"),
+        ({"verdict": "flaky"}, "bash.output passed only sometimes."),
+    ],
+)
+def test_a_reason_says_what_came_of_the_check(changes: dict[str, object], said: str) -> None:
+    decision = decide(ONE, one(bash_output=changes))
+    assert decision.reasons[0].text == decision.sandboxes[0].reason == said
+    assert decide(ONE, one()).sandboxes[0].reason == ""
+
+
+def test_all_that_concerns_the_run_as_a_whole_is_told() -> None:
+    rows = one(verdict(sandbox="stray", **FAILS), verdict(run="yesterday", **FAILS), verdict(run="before", **FAILS))
+    known = {"bash.output": SimpleNamespace(requirement="r", why="w", todo="look at the pipe")}
+    decision = decide(ONE, rows, [fault("agent", "", Fault.INCOMPLETE)], ["A line can't be read."], known.get)
+    assert [(r.sandbox, r.check, r.text, r.todo) for r in decision.reasons] == [
+        ("stray", "bash.output", "bash.output failed: exit code 0", "look at the pipe"),
+        ("", "", "The job was not placed: no node has raw_exec.", "enable raw_exec on a node"),
+        ("", "", "A line can't be read.", ""),
+        ("", "", "Verdicts of another run lay among this one's: before, yesterday.", ""),
+        ("stray", "", "There are verdicts on sandbox 'stray', which the plan does not have.", ""),
+    ]
+    assert decision.sentence == "Rejected: 1 of 10 required checks failed on stray: bash.output."
+    # On broken infrastructure that is no evidence either.
+    faults = [fault("agent", "", Fault.INFRASTRUCTURE)]
+    assert {r.check: r.fault for r in decide(ONE, rows, faults).reasons}["bash.output"] is Fault.INFRASTRUCTURE
+
+
+def test_a_fault_stands_by_the_sandbox_it_is_of() -> None:
+    decision = decide(plan(), verdicts(), [fault("teardown", "docker")])
+    (reason,) = decision.reasons
+    assert (reason.sandbox, reason.fault) == ("docker", Fault.INFRASTRUCTURE)
+    assert decision.sandboxes[1].reason == "The job was not placed: no node has raw_exec."
+
+
+def test_a_run_without_a_sandbox_and_one_that_left_all_out_say_which_they_are() -> None:
+    left_out = decide(plan(planned(left_out="no apptainer")), [])
+    assert [r.text for r in left_out.reasons] == ["Every sandbox was left out, nothing was measured."]
+    none = decide(ONE.model_copy(update={"sandboxes": []}), [])
+    assert [r.text for r in none.reasons] == ["The run has no sandbox to measure."]
+
+
+def test_the_terms_of_the_plan_stand_in_the_decision() -> None:
+    terms = decide(plan(planned(limits={"bash.output": 2.0})), one()).terms
+    assert [(term.check, term.limit) for term in terms.limits] == [("bash.output", 2.0)]
+
+
+def test_a_consequence_is_never_the_headline() -> None:
+    decision = decide(ONE, one(health_ready=FAILS, bash_output=SKIPPED))
+    assert [r.follows for r in decision.reasons] == [False, True]
+    assert decision.sandboxes[0].reason == "health.ready failed: exit code 0"
+    assert decision.sentence == "Rejected: 1 of 9 required checks failed on singularity: health.ready."
+
+
+def test_a_rejection_names_where_and_the_first_of_what_failed() -> None:
+    failing = dict.fromkeys(["health_slots", "bash_output", "bash_exit_code", "files_round_trip"], FAILS)
+    decision = decide(plan(), verdicts(**failing))
+    assert decision.sentence == (
+        "Rejected: 8 of 18 required checks failed on singularity and docker: "
+        "health.slots, bash.output, bash.exit-code and 1 more."
+    )
+    three = decide(ONE, one(bash_output=FAILS, bash_exit_code=FAILS, files_round_trip=FAILS))
+    assert three.sentence.endswith(": bash.output, bash.exit-code and files.round-trip.")
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        (1, "The job was not placed: no node has raw_exec."),
+        (2, "The job was not placed: no node has raw_exec (and 1 more reason)."),
+        (3, "The job was not placed: no node has raw_exec (and 2 more reasons)."),
+    ],
+)
+def test_the_sentence_says_how_many_reasons_there_are(faults: int, said: str) -> None:
+    decision = decide(ONE, [], [fault(f"stage-{number}") for number in range(faults)])
+    assert decision.sentence == f"Infrastructure at fault, the image is not judged: {said}"
+
+
+@pytest.mark.parametrize(("failing", "said"), [(1, "1 advisory check failed"), (2, "2 advisory checks failed")])
+def test_the_sentence_of_an_accepted_run_counts_what_rejects_nothing(failing: int, said: str) -> None:
+    loose = [verdict(f"bash.n{n}", verdict="fail", required=n >= failing) for n in range(failing)]
+    loose.append(verdict("bash.passed", required=False))
+    decision = decide(ONE, one(*loose, bash_output={"verdict": "waived"}))
+    assert decision.sentence.endswith(f", 1 waived; {said}.")
+    assert "9 required" not in decision.sentence
+
+
+def test_of_many_sandboxes_the_first_five_are_named() -> None:
+    for count, named in ((5, "a, b, c, d and e"), (6, "a, b, c, d, e and 1 more"), (7, "a, b, c, d, e and 2 more")):
+        names = "abcdefg"[:count]
+        rows = [row for name in names for row in verdicts(name)]
+        sentence = decide(plan(*[planned(name) for name in names]), rows).sentence
+        assert f"passed on {named}, of the suites" in sentence

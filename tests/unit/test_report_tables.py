@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pandas as pd
 import pytest
 from report_samples import NASTY, RUN, plan, planned, record, verdict, verdicts
 
+from sifproof.records import PlannedWaiver
 from sifproof.report.decision import decide
 from sifproof.report.escaping import one_line, printable, tsv_escape, tsv_unescape, xml_text
 from sifproof.report.recorded import read_run
-from sifproof.report.tables import CHECK_COLUMNS, LEFT_OUT, checks_table, read_tsv, summary_table, to_tsv
+from sifproof.report.tables import CHECK_COLUMNS, LEFT_OUT, checks_table, read_tsv, rows, summary_table, to_tsv
 
 # fmt: off
 COLUMNS = [
@@ -123,6 +125,67 @@ def test_summary_adds_up(tmp_path: Path) -> None:
         assert first["image_s"] == pytest.approx(5.7)
         assert first["job_s"] == pytest.approx(0.44)
         assert first["checks_s"] == pytest.approx(9 * 0.25)
+
+
+def test_a_row_that_stands_for_no_check_says_so_in_each_column() -> None:
+    table = checks_table(plan(planned("docker", left_out="There is no Docker engine.")), [])
+    (row,) = rows(table[["run", "sandbox", "driver", "suite", "check", "attempts", "duration_s", "message"]])
+    assert tuple(row) == (RUN, "docker", "docker", "plan", LEFT_OUT, 0, 0.0, "There is no Docker engine.")
+    assert row._fields[0] == "run"
+
+
+def test_what_the_plan_does_not_have_comes_last_and_what_another_run_left_not_at_all() -> None:
+    stray = [verdict(sandbox="stray"), verdict("speed.made"), verdict("health.ready"), verdict(run="yesterday")]
+    table = checks_table(plan(), stray)
+    assert [(row.sandbox, row.check) for row in rows(table)] == [
+        ("singularity", "health.ready"), ("singularity", "speed.made"), ("stray", "bash.output"),
+    ]  # fmt: skip
+
+
+def test_summary_counts_each_word_of_each_sandbox_by_itself(tmp_path: Path) -> None:
+    counts = {"pass": 3, "fail": 2, "flaky": 4, "waived": 5, "measured": 6, "not-measured": 7}
+    names = [f"bash.n{n}" for n in range(sum(counts.values()))]
+    said = [word for word, count in counts.items() for _ in range(count)]
+    found = [verdict(name, verdict=word) for name, word in zip(names, said, strict=True)]
+    # Of each word one is not required; advisory is what failed of them.
+    found = [row.model_copy(update={"required": said.index(row.verdict) != n}) for n, row in enumerate(found)]
+    found += [verdict("teardown.port", allocation="", node=""), verdict("bash.other", "docker", verdict="flaky")]
+    waiver = PlannedWaiver(reason="ticket 7", until=datetime.date(2026, 1, 1))
+    it = plan(
+        planned(off={"bash.a": "so", "bash.b": "so"}, waivers={"bash.n9": waiver, "bash.none": waiver}),
+        planned("docker", off={"bash.c": "so"}),
+    )
+    recorded = read_run(record(tmp_path, it, found))
+    first, second = summary_table(recorded, decide(it, recorded.verdicts)).to_dict("records")
+    assert {word: first[word] for word in counts} == counts | {"pass": 4}
+    assert {word: second[word] for word in counts} == dict.fromkeys(counts, 0) | {"flaky": 1}
+    told = ["checks", "advisory", "off", "allocations", "nodes", "waivers"]
+    assert [first[name] for name in told] == [
+        28, 2, 2, 1, "node-1", "bash.n9: used; bash.none: not looked at, expired",
+    ]  # fmt: skip
+    assert [second[name] for name in told] == [1, 0, 1, 1, "node-1", ""]
+
+
+def test_each_column_is_read_back_as_what_it_is(tmp_path: Path) -> None:
+    it = plan(planned(), planned("docker", left_out="There is no Docker engine."))
+    recorded = read_run(record(tmp_path, it, verdicts("singularity", bash_output={"value": 3.0, "message": "007"})))
+    path = tmp_path / "t.tsv"
+    kinds = {}
+    for table in (checks_table(it, recorded.verdicts), summary_table(recorded, decide(it, recorded.verdicts))):
+        path.write_text(to_tsv(table), encoding="utf-8")
+        back = read_tsv(path)
+        kinds |= back.dtypes.map(str).to_dict()
+        assert back.map(str).equals(table.map(str).replace("None", "nan"))
+    assert kinds["required"] == "bool"
+    assert {kinds[name] for name in ("attempts", "checks", "pass", "not-measured", "expected")} == {"int64"}
+    assert {kinds[name] for name in ("value", "limit", "duration_s", "image_s", "waited_s")} == {"float64"}
+    assert kinds["sif_bytes"] == "Int64"
+    assert kinds["message"] == kinds["verdict"] == kinds["sif_sha256"] == "str"
+
+
+def test_a_line_ends_alike_on_every_machine_and_only_what_must_be_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.linesep", "\r\n")
+    assert to_tsv(pd.DataFrame({"a": ["x", 'say "so"'], "b": [1, 2]})) == 'a\tb\nx\t1\n"say ""so"""\t2\n'
 
 
 def test_tables_of_nothing_have_their_columns(tmp_path: Path) -> None:

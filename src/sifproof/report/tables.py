@@ -157,19 +157,24 @@ def read_tsv(path: Path) -> pd.DataFrame:
 
     ``pandas.read_csv(path, sep="\\t")`` reads it too, with escaped texts and missing values where a text is empty.
     """
-    frame = pd.read_csv(path, sep="\t", dtype=_DTYPES, keep_default_na=False, na_values=_NUMBERS_MISSING)
-    texts = [name for name in frame.columns if _DTYPES.get(name) == "str"]
+    dtypes = _dtypes()
+    missing = {name: [""] for name, dtype in dtypes.items() if dtype in {"float64", "Int64"}}
+    frame = pd.read_csv(path, sep="\t", dtype=dtypes, keep_default_na=False, na_values=missing)
+    texts = [name for name in frame.columns if dtypes.get(name) == "str"]
     return frame.assign(**{name: frame[name].map(tsv_unescape).astype("str") for name in texts})
 
 
-def _dtype(annotation: object) -> str:
-    named = {bool: "bool", int: "int64", float: "float64", float | None: "float64", int | None: "Int64"}
-    return named.get(annotation, "str")  # type: ignore[call-overload, no-any-return]
-
-
-_DTYPES: dict[str, str] = {
-    field.alias or name: _dtype(field.annotation)
-    for model in (Verdict, SummaryRow)
-    for name, field in model.model_fields.items()
-}
-_NUMBERS_MISSING = {name: [""] for name, dtype in _DTYPES.items() if dtype in {"float64", "Int64"}}
+def _dtypes() -> dict[str, str]:
+    """What pandas reads each column of both tables as."""
+    named: dict[object, str] = {
+        bool: "bool",
+        int: "int64",
+        float: "float64",
+        float | None: "float64",
+        int | None: "Int64",
+    }
+    return {
+        field.alias or name: named.get(field.annotation, "str")
+        for model in (Verdict, SummaryRow)
+        for name, field in model.model_fields.items()
+    }
