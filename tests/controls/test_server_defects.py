@@ -19,7 +19,7 @@ from sifproof.checks.server import Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.client import NotFoundError
 from sifproof.nomad.ports import claim_block
-from sifproof.records import Verdict
+from sifproof.records import Verdict, Word
 from sifproof.sandbox.client import SandboxClient
 
 SLOTS = 3
@@ -71,9 +71,16 @@ class Seen:
     script_stops: str
     probe_fails: str
 
+    def found(self, word: Word) -> set[str]:
+        """The checks with that verdict."""
+        return {check for check, verdict in self.verdicts.items() if verdict.verdict == word}
+
     @property
-    def red(self) -> set[str]:
-        return {check for check, verdict in self.verdicts.items() if verdict.verdict in ("fail", "flaky")}
+    def unmeasured(self) -> set[str]:
+        """The checks that found nothing out, but those that a guard which failed kept from looking."""
+        guards = [self.verdicts[check] for check in self.found("fail") if registry.load()[check].guards]
+        kept = {blocked_by(guard) for guard in guards}
+        return {check for check in self.found("not-measured") if self.verdicts[check].message not in kept}
 
 
 def look(defect: str, suites: set[str], port: int, folder: Path) -> Seen:
@@ -128,7 +135,7 @@ def test_all_green_without_a_defect(seen):
     assert not seen[HEALTHY].result().script_stops
     found = seen[HEALTHY].result().verdicts
     assert found.keys() == {check for check in registry.load() if check.partition(".")[0] in SUITES}
-    assert seen[HEALTHY].result().red <= UNCONTAINED
+    assert seen[HEALTHY].result().found("fail") <= UNCONTAINED
     others = [v for v in found.values() if v.verdict != "pass" and v.check not in UNCONTAINED]
     # Outside of bubblewrap commands of root's have root's rights.
     elsewhere = ("does not run under Nomad", "no mode keeps a command from a file here")
@@ -139,16 +146,22 @@ def test_all_green_without_a_defect(seen):
 def test_stays_green_on_what_other_servers_do(seen, name):
     found = seen[name].result().verdicts
     assert found
-    assert {check: found[check].message for check in seen[name].result().red - seen[HEALTHY].result().red} == {}
+    healthy = seen[HEALTHY].result().verdicts
+    worse = {check: f"{v.verdict}: {v.message}" for check, v in found.items() if v.verdict != healthy[check].verdict}
+    assert worse == {}
 
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_turns_its_own_checks_red(seen, name):
     found, defect = seen[name].result(), DEFECTS[name]
-    elsewhere = (*defect.elsewhere, *seen[HEALTHY].result().red)
+    healthy = seen[HEALTHY].result()
+    elsewhere = (*defect.elsewhere, *healthy.found("fail"))
     expected = {*defect.red, *(check for check in elsewhere if check in found.verdicts)}
-    others = {check: found.verdicts[check].message for check in found.red - expected}
-    assert (others, expected - found.red) == ({}, set())
+    others = {check: found.verdicts[check].message for check in found.found("fail") - expected}
+    assert (others, expected - found.found("fail")) == ({}, set(defect.flaky))
+    assert found.found("flaky") == set(defect.flaky)
+    unclear = found.unmeasured - healthy.unmeasured - set(defect.not_measured)
+    assert {check: found.verdicts[check].message for check in unclear} == {}
 
 
 @pytest.mark.parametrize("name", DEFECTS)

@@ -36,6 +36,10 @@ class Defect:
     docker: bool = False
     """Whether it is one of servers in Docker's default profile: it is tried there alone."""
     elsewhere: tuple[str, ...] = ()
+    flaky: tuple[str, ...] = ()
+    """Those of ``red`` that pass when they are tried again."""
+    not_measured: tuple[str, ...] = ()
+    """The checks that can't look at what they are about, beside those that a guard of ``red`` keeps from looking."""
 
 
 @dataclass(frozen=True)

@@ -390,6 +390,7 @@ async def long_command_refused(path, call, go):
         "protocol.described",
         "reset.only-that-slot",
     ),
+    not_measured=("bash.background", "bash.timeout", "bash.timeout-tree"),
 )
 async def new_folder_for_each_command(path, call, go):
     """Each command starts in a new directory instead of its slot's workspace."""

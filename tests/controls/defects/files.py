@@ -387,7 +387,12 @@ APART: set[str] = set()
 
 
 @turns_red(
-    "files.seen-by-bash", "files.empty", "files.write-limit", "files.in-allocation", elsewhere=("reset.only-that-slot",)
+    "files.seen-by-bash",
+    "files.empty",
+    "files.write-limit",
+    "files.in-allocation",
+    elsewhere=("reset.only-that-slot",),
+    not_measured=("files.whole",),
 )
 async def files_apart_from_bash(path, call, go):
     """What `write_file` wrote, `read_file` finds, and nobody else."""
