@@ -7,13 +7,14 @@ WORKERS ?= 3
 BIN := .venv/bin
 PRIVATE_ENGINE := $(PYTHON) tools/docker_engine.py --
 
-.PHONY: help setup run test lint format clean lock
+.PHONY: help setup run test mutants lint format clean lock
 
 help:
 	@echo 'make setup    prepare this checkout: everything goes to .tools/ and .venv/'
 	@echo 'make run      prepare what is missing, then run the gate; ARGS="--config driver=singularity" goes to Snakemake,'
 	@echo '              DOCKER=yes starts a Docker engine for the run where none answers (needs root)'
 	@echo 'make test     prepare what is missing, then run the tests, as root; ARGS="-k ports" goes to pytest'
+	@echo 'make mutants  see whether the tests notice small changes of the modules that decide'
 	@echo 'make lint     check the code and the rules without changing them'
 	@echo 'make format   put code and rules into their standard form'
 	@echo 'make clean    remove what runs left in results/ and .snakemake/'
@@ -30,6 +31,10 @@ test:
 	@$(PYTHON) tools/docker_engine.py --possible
 	@$(PYTHON) tools/setup.py --brief --docker
 	@$(PRIVATE_ENGINE) $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+mutants:
+	@$(PYTHON) tools/setup.py --brief --mutation
+	$(BIN)/python tests/mutation/mutants.py $(ARGS)
 
 lint:
 	@$(PYTHON) tools/setup.py --brief --python-only

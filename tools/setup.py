@@ -45,14 +45,20 @@ def main() -> int:
     parser.add_argument("--docker", action="store_true", help="also the Docker engine that tests and DOCKER=yes use")
     parser.add_argument("--brief", action="store_true", help="say nothing when there is nothing to do")
     parser.add_argument("--python-only", action="store_true", help="only .venv, which is all that lint needs")
+    parser.add_argument("--mutation", action="store_true", help="only .venv, and what `make mutants` needs in it")
     parser.add_argument("--renew-lock", action="store_true", help="write the locks under tools/ anew")
     options = parser.parse_args()
-    preconditions.require_fit_paths(apptainer=not options.python_only and not _on_path("apptainer"))
+    preconditions.require_fit_paths(
+        apptainer=not (options.python_only or options.mutation) and not _on_path("apptainer")
+    )
     os.environ["SIFPROOF_TOOLS"] = str(places.TOOLS)
     with places.alone():
         if options.renew_lock:
             python.renew_locks()
             debian.renew_lock()
+            return 0
+        if options.mutation:
+            python.add_mutation()
             return 0
         if options.python_only:
             python.make()

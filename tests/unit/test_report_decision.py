@@ -391,6 +391,22 @@ def test_what_kept_a_check_from_looking_that_does_not_count_is_no_reason() -> No
     assert words(decision) == ("accepted", 0)
 
 
+def test_what_was_lost_is_told_of_its_allocation_and_of_none_only_where_there_is_none() -> None:
+    of_job = hindered() | {"allocation": ""}
+    for changes, where in (
+        ({"bash_exit_code": hindered(), "teardown_port": of_job}, ALLOCATION["singularity"]),
+        ({"teardown_port": of_job}, ""),
+    ):
+        told = [r for r in decide(ONE, one(**changes)).reasons if r.text == "Nomad lost node n1: it is down."]
+        assert [(r.allocation, r.sandbox, r.follows) for r in told] == [(where, "singularity", False)]
+
+
+def test_a_server_that_died_in_a_check_that_does_not_count_is_not_told_by_the_next() -> None:
+    died = {"verdict": "fail", "message": "it died", "hindered": True, "required": False}
+    decision = decide(ONE, one(bash_output=died, bash_exit_code=hindered("not looked at", Fault.IMAGE)))
+    assert "not looked at" not in [reason.text for reason in decision.reasons]
+
+
 def test_what_is_left_out_does_not_count() -> None:
     left_out = planned("docker", left_out="There is no Docker engine.")
     decision = decide(plan(planned(), left_out), one(), [fault("preflight", "docker")])

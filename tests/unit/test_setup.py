@@ -112,6 +112,19 @@ def test_python_lock_satisfies_the_project() -> None:
         assert requirement.specifier.contains(pinned[name]), f"{requirement} is locked as {pinned[name]}"
 
 
+def test_what_tries_mutants_is_locked_beside_the_rest_and_not_twice() -> None:
+    from packaging.requirements import Requirement
+
+    locks = [(CHECKOUT / f"tools/python/{name}.lock").read_text() for name in ("mutation", "requirements")]
+    own, rest = (dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE)) for text in locks)
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    (tool,) = map(Requirement, project["optional-dependencies"]["mutation"])
+    assert tool.specifier.contains(own[tool.name])
+    assert not set(own) & set(rest)
+    assert "http" not in locks[0]
+    assert locks[0].count("--hash=sha256:") >= len(own)
+
+
 def test_rootless_gives_files_to_nobody_and_says_it_did(tmp_path: Path) -> None:
     rootless = str(CHECKOUT / "tools/rootless.py")
     script = "set -e; id -u; : > file; chown 7:9 file; chgrp 9 file; stat -c %u:%g file; exit 3"

@@ -1,13 +1,14 @@
 """The Python side: ``.venv`` with what ``tools/python/*.lock`` pins by version and hash, and sifproof itself, editable.
 
 The locks are written by ``make lock``. ``bootstrap.lock`` holds what is needed to install the rest, ``go.lock`` the Go
-toolchain for machines without one.
+toolchain for machines without one, ``mutation.lock`` what `make mutants` needs beyond the rest.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -58,6 +59,19 @@ def make() -> None:
     _install_project()
 
 
+def add_mutation() -> None:
+    """Put into ``.venv`` what `make mutants` needs beyond the rest."""
+    make()
+    lock, stamp_file = _LOCKS / "mutation.lock", VENV / ".mutation-made-of"
+    stamp = places.digest(lock, places.made_of(VENV))
+    if stamp_file.exists() and stamp_file.read_text() == stamp:
+        return
+    with Step("mutation", f"mutmut for .venv, from PyPI by {lock.name}", places.LOGS) as step:
+        # What it shares with the rest is there already.
+        pip(step, "install", "--no-deps", "--require-hashes", "--only-binary=:all:", "-r", lock)
+        stamp_file.write_text(stamp)
+
+
 def wanted() -> str:
     """The digest of what ``.venv`` is to be made of."""
     interpreter = f"{sys.version} {Path(sys.executable).resolve()} {VENV}"
@@ -80,22 +94,27 @@ def _install_project() -> None:
 def renew_locks() -> None:
     """Write ``tools/python/*.lock`` anew, for all Pythons that sifproof works with, from the newest versions."""
     make()
+    project, base = places.CHECKOUT / "pyproject.toml", _LOCKS / "requirements.lock"
     with Step("locks", "asking PyPI for the newest versions", places.LOGS) as step:
         pip(step, "install", "uv")
-        for lock, source in {
-            "requirements": [places.CHECKOUT / "pyproject.toml", "--extra", "dev"],
-            "bootstrap": [_LOCKS / "bootstrap.in"],
-            "go": [_LOCKS / "go.in"],
-        }.items():
-            step.run(
-                [
-                    *(VENV / "bin" / "uv", "pip", "compile", "--universal", "--upgrade", "--generate-hashes"),
-                    *("--python-version", "3.11", "--no-header", "--no-annotate", "--no-emit-index-url"),
-                    *("--output-file", _LOCKS / f"{lock}.lock", *source),
-                ],
-                env=variables.of("uv"),
-            )
+        _compile(step, "requirements", project, "--extra", "dev")
+        _compile(step, "bootstrap", _LOCKS / "bootstrap.in")
+        _compile(step, "go", _LOCKS / "go.in")
+        there = re.findall(r"^([\w.-]+)==", base.read_text(), re.MULTILINE)
+        beyond = [word for name in there for word in ("--no-emit-package", name)]
+        _compile(step, "mutation", project, "--extra", "mutation", "--constraints", base, *beyond)
         pip(step, "uninstall", "--yes", "uv")
+
+
+def _compile(step: Step, lock: str, *source: str | Path) -> None:
+    step.run(
+        [
+            *(VENV / "bin" / "uv", "pip", "compile", "--universal", "--upgrade", "--generate-hashes"),
+            *("--python-version", "3.11", "--no-header", "--no-annotate", "--no-emit-index-url"),
+            *("--output-file", _LOCKS / f"{lock}.lock", *source),
+        ],
+        env=variables.of("uv"),
+    )
 
 
 def pip(step: Step, *words: str | Path) -> None:
