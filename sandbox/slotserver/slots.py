@@ -31,8 +31,9 @@ of_slot() { find "$1" -xdev -mindepth 1 -user "$EUID" "${@:2}" 2>/dev/null; }
 for shared; do
     of_slot "$shared" -maxdepth 1 -type d -exec chmod -R u+rwx -- {} + 2>/dev/null
     of_slot "$shared" -delete
-    left+=$(of_slot "$shared" ! -type d)
 done
+# When all are done: what is closed in /run/lock can't be removed by way of /run.
+for shared; do left+=$(of_slot "$shared" ! -type d); done
 if [ "$left" ]; then echo "there is still ${left:0:1000}" >&2; exit 1; fi
 """
 
