@@ -65,7 +65,6 @@ def render_job(
         write_atomically(output, job.render(_deployed(run, planned, settings, cluster, output.parent)))
         return
     userns = _userns(sandbox, settings, cluster, doctor) if sandbox.userns == "auto" else sandbox.userns
-    constraints = [{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints]
     # Two jobs of a run that are rendered at once must not pick the same port.
     with alone(output.parent):
         port = None if sandbox.port == "auto" else sandbox.port
@@ -98,7 +97,7 @@ def render_job(
             entrypoint=entrypoint and "command" not in sandbox.model_fields_set,
             sha256=sha256 if sandbox.verify_image else "",
             token_sha256=token_sha256,
-            constraints=constraints,
+            constraints=_constraints(sandbox),
             lifetime_s=settings.nomad.lifetime_s,
             # What is killed has to be gone within the limit too.
             kill_timeout_s=max(job.KILL_TIMEOUT_S, settings.nomad.stopped_within_s / 2),
@@ -108,6 +107,11 @@ def render_job(
             sandbox=planned.name,
         )
         write_atomically(output, job.render(rendered))
+
+
+def _constraints(sandbox: config.Sandbox) -> list[dict[str, str]]:
+    """Where the config wants the job placed, as Nomad's API has it."""
+    return [{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints]
 
 
 def _deployed(
@@ -127,14 +131,13 @@ def _deployed(
         if "port" in given and port is None:
             with cluster.connect(settings.nomad) as client:
                 port = free_port(client, settings, sandbox, jobs)
-        constraints = [{"LTarget": c.attribute, "Operand": c.operator, "RTarget": c.value} for c in sandbox.constraints]
         wanted = deployed_job.Wanted(
             count=planned.count,
             task=sandbox.job_task,
             port_label=sandbox.job_port,
             port=port,
             datacenter=sandbox.datacenter if "datacenter" in given else None,
-            constraints=constraints if "constraints" in given else None,
+            constraints=_constraints(sandbox) if "constraints" in given else None,
             cpu=sandbox.cpu if "cpu" in given else None,
             memory=sandbox.memory if "memory" in given else None,
         )

@@ -84,7 +84,7 @@ def test_layers_of_any_compression(tmp_path, pack, suffix):
     entry = samples._put(tmp_path, text, "application/vnd.oci.image.manifest.v1+json")
     manifest = laid_out(f"oci:{samples.layout_of(tmp_path, [entry])}", tmp_path / "work")
     assert {layer["mediaType"] for layer in manifest["layers"]} == {f"application/vnd.oci.image.layer.v1.tar{suffix}"}
-    listing = archive.read_listing(parse(f"oci:{tmp_path}/work/layout"), host_architecture())
+    listing = archive.read_listing(parse(f"oci:{tmp_path / 'work' / 'layout'}"), host_architecture())
     assert "etc/mark" in listing.tree
 
 

@@ -77,7 +77,7 @@ def create_twin(
     group["ReschedulePolicy"] = {"Attempts": 0, "Unlimited": False}
     group.pop("Services", None)
     task = task_of(twin)
-    for part in (task, *group["Tasks"]):
+    for part in group["Tasks"]:
         part.pop("RestartPolicy", None)
         part.pop("Services", None)
     _free_port(twin, group, task)
@@ -125,19 +125,18 @@ def give_small_disk(job: Mapping[str, Any]) -> None:
     but to user namespaces; without these Apptainer is installed set-uid, and its scratch folders are small.
     """
     task = task_of(job)
+    mount = f'mount -t tmpfs -o size={_DISK_MIB}m tmpfs "$0" && exec "$@"'
     if task["Driver"] == "docker":
         disk = {"type": "tmpfs", "target": "/alloc/data", "tmpfs_options": [{"size": _DISK_MIB << 20}]}
         task["Config"]["mount"] = [*task["Config"].get("mount", []), disk]
     elif _CONTAINED not in task["Config"]["args"][-1]:
         command = [task["Config"]["command"], *(task["Config"].get("args") or [])]
-        mount = f'mount -t tmpfs -o size={_DISK_MIB}m tmpfs "$0" && exec "$@"'
         # Apptainer takes its flags from variables too; as root of a user namespace it must be told to make its own.
         own = f"exec env APPTAINER_USERNS=1 SINGULARITY_USERNS=1 unshare -Urm sh -c {quote(mount)} "
         line = f'mkdir -p "$NOMAD_ALLOC_DIR/data" && {own} "$NOMAD_ALLOC_DIR/data" "$@"'
         task["Config"] = {"command": "/bin/sh", "args": ["-c", line, "sh", *command]}
     else:
         line = task["Config"]["args"][-1]
-        mount = f'mount -t tmpfs -o size={_DISK_MIB}m tmpfs "$0" && exec "$@"'
         own = _replaced(line, _LIFETIME, f'unshare -Urm sh -c {quote(mount)} "$NOMAD_ALLOC_DIR/data" {_LIFETIME}')
         if _USERNS not in own:
             own = _replaced(own, _CONTAINED, f"{_CONTAINED} {_USERNS}")
