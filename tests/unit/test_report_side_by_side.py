@@ -47,6 +47,16 @@ def test_what_was_not_seen_to_pass_excuses_no_image(own):
     assert judged(BASH, own, "fail").fault is Fault.IMAGE
 
 
+@pytest.mark.parametrize("blames", [Fault.IMAGE, Fault.INFRASTRUCTURE])
+@pytest.mark.parametrize("check", [HOST, TEARDOWN, BASH])
+def test_what_fails_now_and_then_is_not_the_jobs_for_having_passed_once_under_another(check, blames):
+    found = judged(check, "pass", "flaky", blames=blames)
+    assert (found.verdict, found.fault) == ("flaky", blames)
+    assert found.message == (
+        "seen. It passed under the job that production runs too, as it does under sifproof's own (own)."
+    )
+
+
 def test_another_image_is_no_evidence():
     assert judged(BASH, "pass", "fail", image="docker-daemon:other:1").fault is Fault.IMAGE
 

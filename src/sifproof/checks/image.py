@@ -15,7 +15,7 @@ from typing import Any
 
 from sifproof import stages, tools
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Server
+from sifproof.checks.server import Placement, Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import daemon, fidelity, sif, squashfs, tree
 from sifproof.image.fidelity import Difference
@@ -23,6 +23,7 @@ from sifproof.image.platforms import Platform
 from sifproof.image.process import ToolFailure, capture
 from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
+from sifproof.nomad.deployed_job import task_of
 from sifproof.nomad.job import quote
 from sifproof.nomad.traces import find_containers
 from sifproof.records import write_atomically
@@ -116,6 +117,9 @@ def _sif_on_node(server: Server) -> Finding:
         if not placed.sandbox.verify_image:
             raise NotMeasured(saw)
         return expect(True, f"{saw}; its task compared it with the conversion before it began")
+    if file == made.sha256 and held == "mounted" and placed.sandbox.job is not None and not _is_named(made, placed):
+        # The kernel does not say for whom: sifproof's own job, beside it in the run, has the same image.
+        raise NotMeasured(f"{saw}; but the job does not name that file, so it may be mounted for another")
     return expect(file == made.sha256 and held in {"same", "mounted", made.sha256}, saw)
 
 
@@ -128,6 +132,13 @@ _HELD = {
     "": "; which file the running server has open could not be seen",
 }
 _UNKNOWN = {"", "mountedreplaced"}
+
+
+def _is_named(made: Provenance, placed: Placement) -> bool:
+    """Whether the config's job names the SIF, by the path that the config has or by the one that it leads to."""
+    task = task_of(placed.job)
+    said = json.dumps([task.get("Config"), task.get("Env")], ensure_ascii=False)
+    return any(json.dumps(path, ensure_ascii=False)[1:-1] in said for path in (made.sif, str(Path(made.sif).resolve())))
 
 
 def _on_the_node(server: Server, script: str, timeout_s: float = 30.0) -> dict[str, str]:

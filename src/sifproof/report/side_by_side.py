@@ -1,7 +1,7 @@
 """Whose a failure is under a job that is not sifproof's own: the job's, the image's or the node's.
 
 The best evidence is the same image under sifproof's own job in the same run: what passes there and fails under the job
-of production, that job lets happen. What fails under both is not the job's.
+of production, that job lets happen. What fails under both is not the job's, nor is what fails now and then.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ def _blamed(row: Verdict, sandbox: PlannedSandbox | None, plan: Plan, verdicts: 
     passes = [name for name, seen in words.items() if seen == {"pass"}]
     fails = [name for name, seen in words.items() if seen & {"fail", "waived"}]
     whose = "the job that production runs" if sandbox.job == "given" else "the plain job"
+    if passes and row.verdict == "flaky":
+        # It passed under this job too: that it passes under the other says nothing of either.
+        said = f"It passed under {whose} too, as it does under sifproof's own ({passes[0]})."
+        return row.model_copy(update={"message": _with(row.message, said)})
     if passes:
         said = f"To blame is {whose}: under sifproof's own ({passes[0]}) the same image passes."
     elif fails:
