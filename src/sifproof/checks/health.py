@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from sifproof.checks.registry import Finding, at_most, check, expect
+from sifproof.checks.registry import Finding, NotMeasured, at_most, check, expect
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.client import NotFoundError
+from sifproof.nomad.signals import find_server
 from sifproof.sandbox.client import ServerError
 
 _PAUSE_S = 0.02
@@ -74,7 +76,7 @@ def identity(server: Server) -> Finding:
     name, content = f".{nonce()}", nonce()
     written = server.write(name, content)
     if not written.success:
-        return expect(False, f"the nonce could not be written through the server: {written.error}")
+        return _unproven(server, f"the nonce could not be written through the server: {written.error}")
     try:
         seen = server.read_slot_file(name)
     except NotFoundError as error:
@@ -87,17 +89,35 @@ def identity(server: Server) -> Finding:
                 why=f"it said that the nonce was written, then: {back}",
                 fault=Fault.IMAGE,
             ) from None
-        return expect(
-            False,
+        return _unproven(
+            server,
             "another server answers on this endpoint: what is written through it does not arrive in the "
             f"allocation's directory ({error})",
+            own="what is written through the server does not arrive in the directory that its job gives it "
+            f"({error}): see what it makes of `--data-dir`",
         )
     finally:
         server.bash(f"rm -f -- {name}")
-    return expect(
-        seen == content.encode(),
-        "the nonce came back through Nomad" if seen == content.encode() else "the allocation's file holds other bytes",
-    )
+    if seen == content.encode():
+        return expect(True, "the nonce came back through Nomad")
+    # Nobody else knows the name: it is the allocation's own server that wrote something else.
+    return replace(expect(False, f"the allocation's file holds other bytes: {seen[:80]!r}"), fault=Fault.IMAGE)
+
+
+def _unproven(server: Server, saw: str, *, own: str = "") -> Finding:
+    """That nothing proves whose server answers; where the node shows the allocation's own listen, it is the image's.
+
+    ``own`` is what is to be said then, in place of ``saw``.
+    """
+    try:
+        placed = server.placed
+        listens = bool(find_server(placed.node, placed.allocation.id, placed.port_inside))
+    except (NotMeasured, SifproofError):
+        listens = False
+    if not listens:
+        return expect(False, saw)
+    told = f"{own or saw}; on its node the allocation's own process listens on the port"
+    return replace(expect(False, told), fault=Fault.IMAGE)
 
 
 @check(
