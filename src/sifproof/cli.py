@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sifproof import __version__, run, snakemake
 from sifproof import command as this_command
 from sifproof.errors import Fault, SifproofError
-from sifproof.exit_codes import guarded
+from sifproof.exit_codes import PIPE_CLOSED, guarded
 from sifproof.report import gate
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def _run(arguments: Sequence[str]) -> int:
             config.read(file)
     results = given.directory / "results"
     this = run.Run(os.environ.get(run.RUN_VARIABLE) or run.new_id(), results)
+    taken = this.folder.exists()
     environ = {**os.environ, run.RUN_VARIABLE: this.id}
     environ[this_command.VARIABLE] = this_command.this(["run", *arguments])
     environ.pop(run.PID_VARIABLE, None)
@@ -128,7 +130,8 @@ def _run(arguments: Sequence[str]) -> int:
         code = process.wait()
     finally:
         signal.signal(signal.SIGINT, before)
-    return _exit_code(this, code, interrupted=bool(interrupts))
+    # What lies in the folder of another run of this id says nothing of this one, which is refused.
+    return (_nothing_made if taken else partial(_exit_code, this))(code, interrupted=bool(interrupts))
 
 
 def _give_a_cache(environ: MutableMapping[str, str], directory: Path) -> None:
@@ -179,7 +182,7 @@ def _nothing_made(code: int, *, interrupted: bool) -> int:
         how = "interrupted before anything was made"
     elif code == snakemake.RAN:
         how = "nothing was run, so there is no verdict: the targets, or an option, leave the gate out"
-    elif code in (Fault.INFRASTRUCTURE.exit_code, Fault.INCOMPLETE.exit_code):
+    elif code in (2, 3, 4, PIPE_CLOSED):
         return code  # it said why
     else:
         how = f"Snakemake ended with {code} before anything was made"

@@ -35,6 +35,8 @@ def main() -> int:
     from snakemake import api, cli  # noqa: PLC0415 - guarded
     from snakemake.scheduling.job_scheduler import JobScheduler  # noqa: PLC0415
 
+    from snakemake_logger_plugin_sifproof import UNWRITTEN  # noqa: PLC0415
+
     errors: list[BaseException] = []
     asked: list[bool] = []
     begun: list[bool] = []
@@ -62,6 +64,8 @@ def main() -> int:
     try:
         cli.main()
     except SystemExit as ended:
+        if ended.code == 0 and UNWRITTEN and not any(asked):
+            return of_error(UNWRITTEN[0])  # to be looked at is all that was asked for
         if ended.code == 0:
             return RAN if any(asked) else LOOKED
         if ended.code != 1:

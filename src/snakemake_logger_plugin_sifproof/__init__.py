@@ -34,6 +34,8 @@ _BAD = escape("✗ ")
 _DONE, _FAILED = "[green]✓[/]", "[red]✗[/]"
 GATE = "gate"
 """The rule whose log is the verdict: it is shown whole."""
+UNWRITTEN: list[OSError] = []
+"""Why what was to be shown could not be written, where it could not: a full disk, a reader that went away."""
 
 
 def _lines(path: Path, limit: int = 12) -> list[str]:
@@ -89,6 +91,7 @@ class LogHandler(LogHandlerBase):
         settings = self.common_settings
         stream = sys.stdout if settings.stdout else sys.stderr
         self._plain = ColorizingTextHandler(nocolor=settings.nocolor, stream=stream)
+        self._plain.handleError = self.handleError
         self._whole = settings.dryrun or settings.verbose or settings.debug_dag
         self._console = Console(
             file=stream,
@@ -130,6 +133,14 @@ class LogHandler(LogHandlerBase):
             self._emit(record)
         except Exception:
             self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in logging
+        """Keep why a record could not be shown; logging itself would print a traceback for each."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            UNWRITTEN.append(error)
+        else:
+            super().handleError(record)
 
     def close(self) -> None:
         """Take the live lines off the terminal."""

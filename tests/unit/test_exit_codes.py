@@ -57,12 +57,13 @@ def test_a_module_that_can_not_be_loaded_is_the_machines_fault(case: str, tmp_pa
         assert "this Python can't load a module" in said.splitlines()[-1], (words, said)
 
 
-@pytest.mark.parametrize("words", ["checks", "doctor --json", "run --list-rules"])
+@pytest.mark.parametrize("words", ["checks", "doctor --json", "run --list-rules", "run -n"])
 def test_output_that_can_not_be_written_is_the_machines_fault(words: str) -> None:
     with Path("/dev/full").open("wb") as full:
         code, said = command(*words.split(), out=full.fileno())
     assert code == 3, said
     assert "No space left on device" in said
+    assert "Traceback" not in said
 
 
 def test_where_nothing_can_be_told_the_code_still_says_it() -> None:
@@ -74,12 +75,13 @@ def test_where_nothing_can_be_told_the_code_still_says_it() -> None:
     assert done.returncode == 3
 
 
-def test_who_reads_no_more_is_told_apart() -> None:
+@pytest.mark.parametrize("words", ["checks", "run -n"])
+def test_who_reads_no_more_is_told_apart(words: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    code, said = command("checks", out=writer)
+    code, said = command(*words.split(), out=writer)
     os.close(writer)
-    assert (code, said) == (141, "")
+    assert (code, "Traceback" in said, "sifproof:" in said) == (141, False, False), said
 
 
 NOTHING_RUN = {
@@ -192,6 +194,20 @@ def test_a_run_without_a_decision_is_incomplete(this: Run, code: int) -> None:
 )
 def test_where_nothing_was_made(tmp_path: Path, code: int, expected: int) -> None:
     assert cli._exit_code(Run("night", tmp_path), code, interrupted=False) == expected
+
+
+@pytest.mark.parametrize("decided", range(5))
+def test_what_another_run_of_that_id_came_to_is_not_said_of_this_one(decided: int, tmp_path: Path) -> None:
+    other = Run("night", tmp_path / "results")
+    other.folder.mkdir(parents=True)
+    gate.write(other, "a word", decided)
+    (tmp_path / "yaml.py").write_text("raise RuntimeError")
+    broken = f"{tmp_path}:{ROOT / 'src'}"
+    assert command("run", "--version", "-d", str(tmp_path), SIFPROOF_RUN="night")[0] == 0
+    code, said = command("run", "-n", "-d", str(tmp_path), SIFPROOF_RUN="night", PYTHONPATH=broken)
+    assert code == 3, said
+    code, said = command("run", "-d", str(tmp_path), SIFPROOF_RUN="night")
+    assert (code, "is the id of a run that there was" in said) == (2, True), said
 
 
 def test_an_id_that_a_run_had_is_refused_whatever_that_run_came_to(this: Run) -> None:
