@@ -1,6 +1,7 @@
 """Real conversions of small images, and what can go wrong with them."""
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -10,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -287,6 +290,39 @@ def test_damaged_layers_are_the_images_fault_and_nothing_is_lost(make, tmp_path)
     assert raised.value.fault is Fault.IMAGE
     assert str(archive) in str(raised.value)
     assert Path(first.sif).read_bytes() == b"spoilt"
+    assert leftovers(tmp_path / "store", tmp_path / "memory") == []
+
+
+def with_others_packed(path: Path, form: str, pack: Callable[[bytes], bytes]) -> str:
+    """The sample, its config as ever, but for the content of its packed layers; their digests are right."""
+    path.mkdir()
+    blobs, others = samples.layers(), [pack(layer) for layer in samples.layers("other")]
+    assert blobs != samples.layers("other")
+    if form == "docker-archive":
+        text = samples.config(blobs)
+        listed = [{"Config": "c.json", "Layers": ["0.tar", "1.tar"]}]
+        files = {"c.json": text, "0.tar": others[0], "1.tar": others[1], "manifest.json": json.dumps(listed).encode()}
+        with tarfile.open(path / "d.tar", "w") as tar:
+            for name, content in files.items():
+                (path / name).write_bytes(content)
+                tar.add(path / name, name)
+        return f"docker-archive:{path / 'd.tar'}"
+    media = "application/vnd.oci.image.layer.v1.tar+gzip"
+    listed = [samples._put(path, content, media) for content in others]
+    config = samples._put(path, samples.config(blobs), "application/vnd.oci.image.config.v1+json")
+    text = json.dumps({"schemaVersion": 2, "config": config, "layers": listed}).encode()
+    return f"oci:{samples.layout_of(path, [samples._put(path, text, 'application/vnd.oci.image.manifest.v1+json')])}"
+
+
+@pytest.mark.parametrize("form", ["docker-archive", "oci"])
+def test_packed_layers_of_another_image_do_not_take_the_place_of_the_right_ones(make, tmp_path, form):
+    lying = with_others_packed(tmp_path / "lying", form, gzip.compress)
+    with pytest.raises(SifproofError, match="layer 1 is not the one that its config names") as raised:
+        make(lying)
+    assert (raised.value.fault, lying in str(raised.value)) == (Fault.IMAGE, True)
+    # By its config it is the same image as this one.
+    made = make(f"oci:{samples.oci_layout(tmp_path / 'right')}")
+    assert (made.reused, made.fallbacks, bool(made.tree)) == (False, [], True)
     assert leftovers(tmp_path / "store", tmp_path / "memory") == []
 
 

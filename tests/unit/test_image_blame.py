@@ -90,6 +90,20 @@ def test_what_nobody_has_heard_before_is_not_the_images():
         assert of_conversion(words, status).fault is Fault.INFRASTRUCTURE, (words, status)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "unexpected EOF",
+        "Loaded image: a:1\nunexpected EOF\n",
+        'error during connect: Post "http://%2Fvar%2Frun%2Fdocker.sock/v1.47/images/load?quiet=1": EOF',
+        'error during connect: Post "http://x/v1.47/images/load": write: broken pipe; unexpected EOF',
+    ],
+)
+def test_an_engine_that_goes_away_is_not_the_images(words):
+    blamed = of_conversion(words, 1)
+    assert (blamed.fault, "Docker engine" in blamed.todo) == (Fault.INFRASTRUCTURE, True)
+
+
 @pytest.mark.parametrize("words", IMAGES_START)
 def test_what_the_images_program_lacks_is_the_images(words):
     started = of_start(words)

@@ -18,7 +18,7 @@ from sifproof.errors import Fault, SifproofError
 from sifproof.image import platforms
 from sifproof.image.platforms import Candidate, Platform
 from sifproof.image.source import Kind, Source
-from sifproof.image.tree import Listing, merge
+from sifproof.image.tree import Listing, WrongLayersError, merge
 
 _REFERENCE_NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 # Manifests and configs are some kilobytes; a blob beyond this is none.
@@ -77,12 +77,18 @@ def read_listing(source: Source, architecture: str) -> Listing:
     """Config and files of the image that ``source`` names, as :func:`opened` finds it; reads every layer once.
 
     Raises:
-        SifproofError: (configuration) as :func:`opened`, or a layer can't be read, or is another than the config says.
+        SifproofError: as :func:`opened`; (configuration) a layer can't be read; (image) one is another than the config
+            says.
         CompressionError: a layer is compressed with zstd, which this Python does not know.
     """
     with _judged(source), opened(source, architecture) as (files, image):
         config = json.loads(image.config)
-        return Listing(config, merge(_layers(files, image.layers), config["rootfs"]["diff_ids"]))
+        try:
+            return Listing(config, merge(_layers(files, image.layers), config["rootfs"]["diff_ids"]))
+        except WrongLayersError as error:
+            raise SifproofError(
+                f"The image {source} is damaged", why=str(error), todo="pull it or build it anew", fault=Fault.IMAGE
+            ) from error
 
 
 class CompressionError(Exception):

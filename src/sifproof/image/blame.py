@@ -94,6 +94,11 @@ _REFUSES = (
     ),
     (r"cannot connect to the docker daemon|docker daemon running", "start the Docker engine, or set DOCKER_HOST"),
     (
+        # Without a word of what was read: the client's, whose engine went away. It never gets an archive that is cut.
+        r"error during connect|^unexpected EOF$",
+        "see in its log why the Docker engine ended or was started anew, and run again",
+    ),
+    (
         r"dial tcp|connection (refused|reset)|no route to host|i/o timeout|name resolution|no such host|TLS handshake",
         "look at the network, then run again",
     ),

@@ -28,7 +28,7 @@ from typing import NoReturn
 import sifproof
 from sifproof import tools
 from sifproof.config import Conversion
-from sifproof.errors import SifproofError
+from sifproof.errors import Fault, SifproofError
 from sifproof.image import archive, blame, layout, process, scratch, sif, tree
 from sifproof.image.digest import (
     SourceDigest,
@@ -214,6 +214,11 @@ class _Conversion:
             tree.save(path, listing)
         # The SIF is none the worse; whoever wants to compare is told why he can't.
         except (SifproofError, ToolFailure, OSError) as error:
+            if isinstance(error, SifproofError) and error.fault is Fault.IMAGE:
+                # By its config another image has the same name in the store, and would get this one's files.
+                raise SifproofError(
+                    f"The image {self.source} is damaged", why=error.why, todo=error.todo, fault=Fault.IMAGE
+                ) from error
             why = error.last_words if isinstance(error, ToolFailure) else str(error)
             self.say(f"the files of the image were not listed: {why}")
             return None

@@ -18,8 +18,11 @@ from sifproof.config import Conversion
 from sifproof.image.digest import ImageConfig, SourceDigest, file_digest
 from sifproof.records import write_atomically
 
-_RECIPE = 2
-"""Part of every key: to be raised when the same input is to give another SIF. 2: no setting of the caller's counts."""
+_RECIPE = 3
+"""Part of every key: to be raised when the same input is to give another SIF, or what is there is not to be trusted.
+
+2: no setting of the caller's counts. 3: the layers are those that the config names, also when they are unpacked.
+"""
 
 
 class ConversionSettings(Conversion):

@@ -207,13 +207,17 @@ class _Merge:
         return {path: node.entry._replace(twin=twins.get(path, "")) for path, node in sorted(found.items())}
 
 
+class WrongLayersError(ValueError):
+    """The layers are others than the image's config says."""
+
+
 def merge(layers: Iterable[IO[bytes]], diff_ids: Sequence[str] | None = None) -> Tree:
     """The files of an image of ``layers``, the lowest first, which can seek.
 
     ``diff_ids`` are the digests that the image's config has for them, uncompressed: what was read is held against them.
 
-    Raises ``ValueError``, ``OSError``, ``EOFError`` or :class:`tarfile.TarError` for layers that can't be read, make no
-    sense or are others than the config says.
+    Raises ``ValueError``, ``OSError``, ``EOFError`` or :class:`tarfile.TarError` for layers that can't be read or make
+    no sense, and :class:`WrongLayersError` for others than the config says.
     """
     merged = _Merge()
     try:
@@ -222,7 +226,7 @@ def merge(layers: Iterable[IO[bytes]], diff_ids: Sequence[str] | None = None) ->
         raise ValueError(f"the compression of layer {merged.number} is damaged: {error}") from error
     if diff_ids is not None and found != list(diff_ids):
         number = next((n for n, pair in enumerate(zip(found, diff_ids, strict=False)) if pair[0] != pair[1]), None)
-        raise ValueError(
+        raise WrongLayersError(
             f"it has {len(found)} layers, and its config names {len(diff_ids)}"
             if number is None
             else f"layer {number + 1} is not the one that its config names: uncompressed it is {found[number]}, "
