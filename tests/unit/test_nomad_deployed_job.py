@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 
@@ -49,6 +50,27 @@ def test_all_but_its_identity_is_as_production_has_it():
     before["TaskGroups"][0].pop("Services")
     before["TaskGroups"][0]["Tasks"][0]["Resources"] = {}
     assert made == before
+
+
+@pytest.mark.parametrize("name", ["s" * 46, "s" * 49, "agents-of-the-team-" * 4, "-".join("x" * 40)])
+def test_names_of_services_are_no_longer_than_nomad_takes(name):
+    def named(job_id):
+        found = job()
+        found["TaskGroups"][0]["Services"][0]["Name"] = name
+        made = under_test(found, Wanted(), driver="singularity", job_id=job_id, run="r", sandbox="box")
+        return made["Job"]["TaskGroups"][0]["Services"][0]["Name"]
+
+    one, other = named("sifproof-r-box-1"), named("sifproof-r-box-2")
+    # As Nomad has it.
+    assert all(re.fullmatch(r"(?i)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", made) for made in (one, other))
+    assert len({one, other, name}) == 3
+
+
+def test_a_name_that_nomad_fills_in_is_not_cut_in_the_middle():
+    found = job()
+    found["TaskGroups"][0]["Services"][0]["Name"] = name = "${NOMAD_JOB_NAME}-${attr.unique.hostname}-" + "s" * 20
+    (service,) = under_the_gate(found)["Job"]["TaskGroups"][0]["Services"]
+    assert service["Name"].startswith(f"{name}-")
 
 
 def test_what_the_config_gives_is_set():

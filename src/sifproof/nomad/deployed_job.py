@@ -8,6 +8,7 @@ else stays, its shell line, its restarts and its signals among them.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ DRIVERS = {"raw_exec": "singularity", "exec": "singularity", "exec2": "singulari
 
 MAX_BYTES = 1 << 20
 """Of a job file. Nomad's servers take 1 MiB too (``limits``, by default)."""
+
+_MOST_OF_A_NAME = 63
+"""Characters of a service's name: it becomes a part of names in DNS."""
 
 _SLOTS = re.compile(r"""--slots["']?[=,\s]+["']?(\d+)\b""")
 """In a shell line, or as two words of a list."""
@@ -155,8 +159,17 @@ def under_test(
     if wanted.port is not None:
         _reserve(group, task, port["Label"], wanted.port)
     for service in _services(job):
-        service["Name"] = f"{service.get('Name') or 'service'}-{job_id}"
+        service["Name"] = _apart(str(service.get("Name") or "service"), job_id)
     return {"Job": job}
+
+
+def _apart(name: str, job_id: str) -> str:
+    """``name`` with the id of the job, or with what stands for it where that is longer than Nomad takes."""
+    if len(f"{name}-{job_id}") <= _MOST_OF_A_NAME:
+        return f"{name}-{job_id}"
+    short = hashlib.sha256(job_id.encode()).hexdigest()[:12]
+    # Nomad fills in what it refers to, and looks at the rest.
+    return f"{name}-{short}" if "${" in name else f"{name[: _MOST_OF_A_NAME - 13].rstrip('-')}-{short}"
 
 
 def task_of(job: Mapping[str, Any]) -> dict[str, Any]:
