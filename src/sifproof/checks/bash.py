@@ -25,17 +25,21 @@ LONG_COMMAND_BYTES = 100_000
 @check(
     "bash.output",
     "What a command writes to standard output is `output`, and the call succeeds; where the answer has a field "
-    "`stdout`, it stands there with the white space at both ends.",
+    "`stdout`, it stands there with the white space at both ends and every line's end.",
     why="Agents act on what they read.",
     todo="Run the same command by hand in the container.",
 )
 def output(server: Server) -> Finding:
     word = nonce()
-    result = server.bash(f"echo '    indented'; echo {word}; echo 'a  b'; printf 'no newline'; echo; echo")
-    written = f"    indented\n{word}\na  b\nno newline\n\n"
+    result = server.bash(
+        f"echo '    indented'; echo {word}; printf 'a  b\\tc\\r\\nof Windows\\n'; printf 'no newline'; echo; echo"
+    )
+    written = f"    indented\n{word}\na  b\tc\r\nof Windows\nno newline\n\n"
     whole = result.stdout is None or (result.stdout, result.stderr or "") == (written, "")
+    # What reads as text takes the ends of lines of Windows for those of Unix.
+    alike = result.output.replace("\r\n", "\n").strip() == written.replace("\r\n", "\n").strip()
     return expect(
-        result.success and result.output.strip() == written.strip() and whole,
+        result.success and alike and whole,
         result if whole else f"stdout={result.stdout!r}, stderr={result.stderr!r}",
     )
 

@@ -42,7 +42,13 @@ def _name(server: Server, *, slot: int = 0) -> Iterator[str]:
 )
 def roundtrip(server: Server) -> Finding:
     texts = ["first line\n  indented\ttab\r\nlast line without end", " \n both ends of white space \n\n\t "]
-    texts += ["\ufeffa mark of order", "\x0b control \x1b characters \x7f"]
+    texts += [
+        "\ufeffa mark of order",
+        "\x0b control \x1b characters \x7f",
+        "as most files end\n",
+        "end of a page\n\n\n",
+        "",
+    ]
     saw = []
     with _name(server) as name:
         for number, text in enumerate(texts):

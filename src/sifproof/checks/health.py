@@ -68,7 +68,8 @@ def answers(server: Server, within_s: float | None = None) -> Finding:
     "The server that answers on the endpoint is this allocation: a nonce written through it is in the allocation's "
     "directory, read through Nomad.",
     why="A process that Nomad does not know can hold the static port and answer every check in the server's place.",
-    todo="See what listens on that port of that node (`ss -ltnp`), end it or give the sandbox another port.",
+    todo="See what listens on that port of that node (`ss -ltnp`), end it or give the sandbox another port. Where it "
+    "is the allocation's own server, write a file through it by hand, and look for it below `--data-dir`.",
     blames=Fault.INFRASTRUCTURE,
     guards=True,
 )

@@ -23,6 +23,24 @@ async def spaces_joined(path, call, go):
     return answer
 
 
+@turns_red("bash.output", elsewhere=("files.odd-names",))
+async def tabs_expanded(path, call, go):
+    """A tab of a command's output comes as spaces."""
+    answer = await go(call)
+    if is_call(call, "bash"):
+        answer |= {name: answer[name].expandtabs() for name in ("output", "stdout") if answer.get(name)}
+    return answer
+
+
+@turns_red("bash.output")
+async def carriage_returns_dropped(path, call, go):
+    """Carriage returns are taken out of what a command printed."""
+    answer = await go(call)
+    if is_call(call, "bash"):
+        answer |= {name: answer[name].replace("\r", "") for name in ("output", "stdout") if answer.get(name)}
+    return answer
+
+
 @turns_red("bash.output")
 async def indent_of_the_first_line_lost(path, call, go):
     """`stdout` is stripped as `output` is: the first line loses its indent."""

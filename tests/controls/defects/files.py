@@ -39,6 +39,14 @@ async def read_without_its_ends(path, call, go):
     return answer
 
 
+@turns_red("files.roundtrip", elsewhere=("artifacts.read-text",))
+async def last_line_end_lost(path, call, go):
+    """Writing leaves the line breaks at the end out."""
+    if is_call(call, "write_file"):
+        call["args"]["content"] = call["args"]["content"].rstrip("\n")
+    return await go(call)
+
+
 @turns_red("files.roundtrip")
 async def zero_byte_ends_the_content(path, call, go):
     """Writing ends at the first zero byte."""
