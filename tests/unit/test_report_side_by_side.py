@@ -4,7 +4,8 @@ import pytest
 from report_samples import plan, planned, verdict
 
 from sifproof.errors import Fault
-from sifproof.report.side_by_side import blame
+from sifproof.report.decision import decide
+from sifproof.report.side_by_side import advice, blame
 
 HOST, TEARDOWN, BASH = "isolation.host.home", "teardown.graceful", "bash.output"
 
@@ -72,3 +73,30 @@ def test_sifproofs_own_job_is_never_to_blame():
 
 def test_the_plain_job_is_called_so():
     assert "the plain job" in judged(HOST, "pass", "fail", kind="plain").message
+
+
+@pytest.mark.parametrize(
+    ("kind", "beside", "words"),
+    [
+        ("contained", "own", ""),
+        ("given", "own", "Change the job; sifproof's own job is `jobs/own.json`"),
+        ("given", "", "Change the job; a sandbox with the same image and sifproof's own job"),
+        ("plain", "own", "Leave `containment: plain` out"),
+    ],
+)
+def test_the_advice_is_to_change_the_job_that_is_to_blame(kind, beside, words):
+    tested = planned("prod", job=kind)
+    said = advice(tested, plan(*([planned(beside)] if beside else []), tested))
+    assert bool(said) == bool(words)
+    assert said.startswith(words)
+
+
+def test_what_the_job_is_to_blame_for_says_so_before_the_advice_of_the_check():
+    whole = plan(planned("own"), planned("prod", job="given"))
+    rows = [verdict(check, name) for name in ("own", "prod") for check in (HOST, BASH)]
+    rows[2:] = [verdict(check, "prod", verdict="fail") for check in (HOST, BASH)]
+    rows[1] = verdict(BASH, "own", verdict="fail")
+    reasons = decide(whole, blame(whole, rows)).reasons
+    todo = {reason.check: reason.todo for reason in reasons if reason.sandbox == "prod"}
+    assert todo[HOST].startswith("Change the job; ")
+    assert "Change the job" not in todo[BASH]

@@ -25,6 +25,7 @@ from sifproof.config import SUITES
 from sifproof.doctor.record import Doctor, Explanation
 from sifproof.errors import Fault
 from sifproof.records import FaultRecord, Plan, PlannedSandbox, Verdict
+from sifproof.report import side_by_side
 from sifproof.report.escaping import one_line
 from sifproof.report.terms import FAILED, Terms, terms_of
 
@@ -174,6 +175,10 @@ def decide(
             around = [fault for fault in faults if fault.sandbox in {"", sandbox.name}]
             suites = [*(suite for suite in sandbox.suites if suite != TEARDOWN), TEARDOWN]
             failures = _failures(rows, suites, around, describe, unnested)
+            if of_the_job := side_by_side.advice(sandbox, plan):
+                for failure in failures:
+                    if failure.fault is Fault.CONFIGURATION:
+                        failure.todo = f"{of_the_job} {failure.todo}"
             own += failures + _hindrances(rows) + _gaps(sandbox, suites, rows, around, failures)
             own.sort(key=_weight)
             reasons += own

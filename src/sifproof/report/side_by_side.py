@@ -47,6 +47,22 @@ def _blamed(row: Verdict, sandbox: PlannedSandbox | None, plan: Plan, verdicts: 
     return row.model_copy(update={"message": _with(row.message, said), "fault": Fault.CONFIGURATION})
 
 
+def advice(sandbox: PlannedSandbox, plan: Plan) -> str:
+    """What to do about a failure that the job of ``sandbox`` is to blame for; nothing where the job is sifproof's own.
+
+    It goes before the advice of the check, which is written for sifproof's own job.
+    """
+    if sandbox.job == "contained":
+        return ""
+    change = "Change the job" if sandbox.job == "given" else "Leave `containment: plain` out, or accept what it lets in"
+    own = next(_alike(sandbox, plan), None)
+    if own is None:
+        shown = "a sandbox with the same image and sifproof's own job, in the same run, shows whether that passes"
+    else:
+        shown = f"sifproof's own job is `jobs/{own.name}.json` in the folder of this run, to compare"
+    return f"{change}; {shown}. For sifproof's own job the advice is:"
+
+
 def _with(message: str, said: str) -> str:
     return f"{message.rstrip('.')}. {said}" if message else said
 
