@@ -39,6 +39,7 @@ CHECKS = [c for c in registry.of_suite("isolation") if c.id.startswith(HOST) and
 FOLDERS = ("home", "workdir", "tmp", "var-tmp", "dev-shm", "allocations", "nomad-data")
 SUPERVISOR = ROOT / "sandbox" / "slotserver" / "supervisor.py"
 CONTAINMENT = ROOT / "sandbox" / "slotserver" / "containment.py"
+DIRECTORIES = ROOT / "sandbox" / "slotserver" / "directories.py"
 
 
 def bind(*binds: str) -> Callable[[str], str]:
@@ -70,23 +71,26 @@ def docker(**settings: object) -> Callable[[dict], None]:
 def as_user(line: str) -> str:
     """Apptainer is started by an ordinary user, where the Nomad client runs as root."""
     before, program, after = line.replace(" --userns", "").partition("apptainer -q exec")
-    return f"{before}unshare --mount {{made}}/as-nobody {program}{after}"
+    return f"{before}unshare --mount {{made}}/as-user {program}{after}"
 
 
+USER = 64_922
+# One whom nobody else on this machine is: through a process of the same user, a command reaches all that this one sees.
 # In a mount name space of its own: FUSE for all, as it is wherever ordinary users run containers, and the way to the
 # allocation's directory, which the tests' folder for temporary files closes.
-AS_NOBODY = """#!/bin/sh
+AS_USER = """#!/bin/sh
 set -e
 allocation=${{TMPDIR%/alloc/tmp}}
-chown nobody "$TMPDIR" "$allocation/alloc/data"
+chown {user} "$TMPDIR" "$allocation/alloc/data"
 mount --bind {made}/fuse /dev/fuse
+mount --bind {made}/passwd /etc/passwd
 exec 9< "$allocation"
 mount -t tmpfs -o mode=755 tmpfs {top}
 mkdir -p "$allocation"
 mount --no-canonicalize --bind /proc/self/fd/9 "$allocation"
 exec 9<&-
 cd "$allocation/server"
-exec setpriv --reuid=nobody --regid=nogroup --clear-groups --bounding-set=-all --no-new-privs "$@"
+exec setpriv --reuid={user} --regid=nogroup --clear-groups --bounding-set=-all --no-new-privs "$@"
 """
 FROM_SOURCE = {"environment": {"PYTHONPYCACHEPREFIX": "/nowhere"}}
 """Python then does not take what the image has compiled."""
@@ -181,8 +185,14 @@ CASES = {
         {"processes", "ipc"},
         (as_user, NO_BUBBLEWRAP, lambda line: line.replace("--containall", "--contain")),
     ),
+    # With users whom no other slot of this machine has: through their processes this one's commands reach more.
     "dockers-pid-mode": Case(
-        "The container shares the node's process ids.", {"processes"}, (), docker(pid_mode="host"), "docker"
+        "The container shares the node's process ids.",
+        {"processes"},
+        (),
+        docker(pid_mode="host", volumes=["{made}/other-users.py:/app/slotserver/directories.py:ro"]),
+        "docker",
+        FROM_SOURCE,
     ),
     # As root: a user of a slot of the container above would find the memory through this one's processes.
     "dockers-ipc-mode": Case(
@@ -265,6 +275,9 @@ def made(house, tmp_path_factory) -> Path:
     ):
         assert old in text
         (folder / name).write_text(text.replace(old, new))
+    text = DIRECTORIES.read_text()
+    assert "FIRST_SLOT_USER = 40_001" in text
+    (folder / "other-users.py").write_text(text.replace("FIRST_SLOT_USER = 40_001", "FIRST_SLOT_USER = 50_001"))
     (folder / "programs").mkdir()
     shutil.copy("/bin/true", folder / "programs")
     (folder / "programs" / "true").chmod(0o4755)
@@ -277,8 +290,10 @@ def made(house, tmp_path_factory) -> Path:
     # The outermost folder that is root's alone, where another test has not opened it.
     outermost = [*reversed(house.folder.parents), house.folder]
     closed = next((path for path in outermost if not path.stat().st_mode & 0o001), house.folder)
-    (folder / "as-nobody").write_text(AS_NOBODY.format(made=folder, top=closed))
-    (folder / "as-nobody").chmod(0o755)
+    (folder / "as-user").write_text(AS_USER.format(made=folder, top=closed, user=USER))
+    (folder / "as-user").chmod(0o755)
+    users = Path("/etc/passwd").read_text().rstrip("\n")
+    (folder / "passwd").write_text(f"{users}\nsandboxes:x:{USER}:65534::/nonexistent:/bin/false\n")
     home = pwd.getpwuid(os.geteuid()).pw_dir
     script = f'#!/bin/sh\nshift 2\nexec apptainer -q exec --bind {home}:/srv/home "$@"\n'
     (folder / "apptainer-of-the-site").write_text(script)
