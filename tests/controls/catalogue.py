@@ -33,6 +33,8 @@ class Control:
     health: bool = False
     """Whether a deployment that only asks ``/health`` for 200 would notice it."""
     elsewhere: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()
+    """The checks that find nothing out with it in the way."""
     module: str = ""
     """Which registered it."""
 
@@ -59,6 +61,7 @@ for _name, _defect in defects.load().items():
         "server",
         *_defect.red,
         elsewhere=_defect.elsewhere,
+        not_measured=_defect.not_measured,
         sentence=inspect.getdoc(_defect.plant) or _name.replace("-", " "),
         plain=_defect.plain,
         health=_defect.health,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from checkout import wait_until
 
 from sifproof import config, stages
 from sifproof.checks import policy, registry
-from sifproof.checks.runner import Context, run_checks
+from sifproof.checks.runner import Context, blocked_by, run_checks
 from sifproof.checks.server import Placement, Server
 from sifproof.checks.suite import as_deployed, server_of
 from sifproof.cluster import Cluster, Endpoints
@@ -163,17 +163,41 @@ def answers(server: Server) -> bool:
     return False
 
 
-def verdicts(server: Server, suites: Iterable[str]) -> dict[str, Verdict]:
-    """The verdict of each check of ``suites`` that applies to the server's driver, as a run of the gate records it."""
+def verdicts(
+    server: Server, suites: Iterable[str], without: Collection[str] = (), limits: Mapping[str, float] | None = None
+) -> dict[str, Verdict]:
+    """The verdict of each check of ``suites`` that applies to the server's driver, as a run of the gate records it.
+
+    ``without`` are those that have nothing to look at here; ``limits`` go before those of the sandbox's config.
+    """
     sandbox = server.placed.sandbox
     chosen = list(suites)
     planned = policy.plan_checks(sandbox, chosen)
-    counts = {"advisory": planned["advisory"], "limits": planned["limits"]}
+    counts = {"advisory": planned["advisory"], "limits": planned["limits"] | dict(limits or {})}
     context = Context(server.placed.run, "box", sandbox.driver, log=io.StringIO(), **counts)
-    checks = [c for suite in chosen for c in registry.of_suite(suite) if c.id in planned["checks"]]
+    checks = [
+        c for suite in chosen for c in registry.of_suite(suite) if c.id in planned["checks"] and c.id not in without
+    ]
     return {v.check: v for v in run_checks(checks, server, context)}
 
 
-def red(found: dict[str, Verdict]) -> set[str]:
-    """The checks that failed."""
-    return {check for check, verdict in found.items() if verdict.verdict in ("fail", "flaky")}
+def red(found: dict[str, Verdict], unclear: Iterable[str] = ()) -> set[str]:
+    """The checks that failed, where every other one found out what it asks.
+
+    A check that fails once and then passes, or that could not look, is no proof of what was planted: only those named
+    in ``unclear`` may, the ones kept from looking by a guard that failed, and those that do not apply.
+    """
+    failed = {check for check, verdict in found.items() if verdict.verdict == "fail"}
+    kept = {blocked_by(found[check]) for check in failed if registry.load()[check].guards}
+    left = {
+        check: f"{verdict.verdict}: {verdict.message}"
+        for check, verdict in found.items()
+        if verdict.verdict == "flaky" or (could_not_look(verdict) and verdict.message not in kept)
+    }
+    assert left.keys() == set(unclear), left
+    return failed
+
+
+def could_not_look(verdict: Verdict) -> bool:
+    """Whether the check found nothing out that it should have: more than that it does not apply here."""
+    return verdict.verdict == "not-measured" and (verdict.required or verdict.hindered)

@@ -191,10 +191,9 @@ class Shop:
         settings = config.load({"sandboxes": {"box": {"driver": "singularity"}}})
         placement = Placement("run", None, None, settings, settings.sandboxes["box"], None, None, {}, file)
         nowhere = SandboxClient("http://127.0.0.1:9")
-        found = verdicts(Server(nowhere, 1, 1, None, None, placement=placement), ["image"])
         # Those two need a node, and are tried with one below.
-        assert {c for c, v in found.items() if v.verdict == "not-measured"} == {"image.on-node", "image.environment"}
-        return red(found)
+        on_node = {"image.on-node", "image.environment"}
+        return red(verdicts(Server(nowhere, 1, 1, None, None, placement=placement), ["image"], without=on_node))
 
 
 @pytest.mark.parametrize("marks", [None, {}, {"architecture": None}, {"architecture": ""}], ids=str)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from defects import turns_red
 
+AFTER_A_KILL = ("resilience.killed-data", "resilience.killed-isolation", "resilience.first-call")
+"""The checks of what a killed server is like when it is there again: nothing to look at where it does not come back."""
+
 
 @turns_red("persistence.after-restart", "resilience.killed-data", nomad=True)
 def wipes_its_workspaces_at_the_start(arguments):
@@ -14,7 +17,12 @@ def wipes_its_workspaces_at_the_start(arguments):
         shutil.rmtree(workspace)
 
 
-@turns_red("persistence.restart", "resilience.killed", nomad=True)
+@turns_red(
+    "persistence.restart",
+    "resilience.killed",
+    nomad=True,
+    not_measured=("persistence.after-restart", "persistence.isolation", *AFTER_A_KILL),
+)
 def refuses_a_used_directory(arguments):
     """The server does not start on a data directory that it has worked in before."""
     if (data(arguments) / "slots").exists():

@@ -9,10 +9,10 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from defects import ANSWERED, failure, is_call, turns_red
-from defects.persistence import data
+from defects.persistence import AFTER_A_KILL, data
 
 
-@turns_red("resilience.killed", nomad=True)
+@turns_red("resilience.killed", nomad=True, not_measured=AFTER_A_KILL)
 def stale_lock(arguments):
     """The server makes a lock file that only a clean end removes, and does not start where there is one."""
     import sandbox_server
