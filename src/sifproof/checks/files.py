@@ -173,6 +173,28 @@ def overwrite(server: Server) -> Finding:
 
 
 @check(
+    "files.mode-kept",
+    "A file that `write_file` writes anew keeps its mode: what was executable is, and what was closed to others is.",
+    why="An agent that has edited a script runs it next; a key that others can read is lost.",
+    todo="Write into the file, or give the one that takes its place the mode of the first.",
+)
+def mode_kept(server: Server) -> Finding:
+    seen = {}
+    with _name(server) as name:
+        for mode in ("755", "600"):
+            file, word = f"{name}-{mode}", nonce()
+            made = server.bash(f"echo old > {file} && chmod {mode} {file} && ls -l {file}")
+            if not made.success:
+                raise NotMeasured(f"a file of mode {mode} can't be made: {made}")
+            written, left = server.write(file, word), server.bash(f"ls -l {file}; cat {file}")
+            # As the file system keeps it, which may know no modes.
+            before, after = made.output.strip()[:10], left.output.strip()[:10]
+            if not written.success or word not in left.output or before != after:
+                seen[mode] = f"mode {mode}, {before}: {written}; afterwards {left}"
+    return expect(not seen, "; ".join(seen.values()) or "755 and 600 as they were")
+
+
+@check(
     "files.refused-write",
     "What was in a file is still there when `write_file` refuses the new content.",
     why="A failed edit must not cost the work that was to be edited.",

@@ -128,6 +128,18 @@ async def lost_write(path, call, go):
     return await go(call)
 
 
+@turns_red("files.mode-kept")
+async def made_anew_with_the_usual_mode(path, call, go):
+    """A file that is written again is one with the mode of a new one."""
+    if not is_call(call, "write_file"):
+        return await go(call)
+    answer = await go(call)
+    file = await real(call, go)
+    if answer["success"] and file.is_file() and not file.is_symlink():
+        file.chmod(0o644)
+    return answer
+
+
 @turns_red("files.overwrite")
 async def copy_of_the_old_file_stays(path, call, go):
     """Writing moves what was there aside, under a hidden name, and leaves it there."""
