@@ -249,6 +249,17 @@ def test_a_sif_stays_where_it_is(make, tmp_path):
     assert found.labels["org.example.kind"] == "sample"
     assert found.architecture == made.architecture
     assert sorted((tmp_path / "store").glob("*")) == before
+    # `apptainer run` starts it: what renders the plain line of a job has to know.
+    assert found.image.entrypoint == made.image.entrypoint == samples.CONFIG["Entrypoint"]
+
+
+@pytest.mark.parametrize("told", [{}, {"Entrypoint": "one word"}, {"Entrypoint": [1], "Env": 7}, {"Labels": []}])
+def test_a_sif_that_tells_nothing_or_nonsense_of_its_image(make, tmp_path, monkeypatch, told):
+    made = make(SOURCES["oci, raw"](tmp_path))
+    monkeypatch.setattr(sif, "read_oci_config", lambda _: told)
+    found = make(made.sif).image
+    # Its runscript tells too, where nothing else does.
+    assert found.entrypoint == ([] if told else made.image.entrypoint)
 
 
 def test_two_at_once_convert_once(make, tmp_path):

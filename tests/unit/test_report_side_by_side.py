@@ -4,8 +4,9 @@ import pytest
 from report_samples import plan, planned, verdict
 
 from sifproof.errors import Fault
+from sifproof.records import FaultRecord
 from sifproof.report.decision import decide
-from sifproof.report.side_by_side import advice, blame
+from sifproof.report.side_by_side import advice, blame, blame_faults
 
 HOST, TEARDOWN, BASH = "isolation.host.home", "teardown.graceful", "bash.output"
 
@@ -100,3 +101,38 @@ def test_what_the_job_is_to_blame_for_says_so_before_the_advice_of_the_check():
     todo = {reason.check: reason.todo for reason in reasons if reason.sandbox == "prod"}
     assert todo[HOST].startswith("Change the job; ")
     assert "Change the job" not in todo[BASH]
+
+
+def ended(sandbox="prod", stage="submit", fault=Fault.IMAGE):
+    return FaultRecord(stage=stage, sandbox=sandbox, fault=fault, what="The server ended by itself", why="exit code 2")
+
+
+@pytest.mark.parametrize("kind", ["given", "plain"])
+def test_a_server_that_starts_under_sifproofs_own_job_alone_is_not_the_images_fault(kind):
+    both = plan(planned("own"), planned("prod", job=kind))
+    (found,) = blame_faults(both, [verdict("health.ready", "own")], [ended()])
+    assert found.fault is Fault.CONFIGURATION
+    assert "under sifproof's own (own) the same image starts" in str(found)
+    assert "exit code 2" in str(found) and "jobs/" in found.todo
+
+
+@pytest.mark.parametrize(
+    ("own", "record"),
+    [
+        ({"verdict": "fail"}, ended()),
+        ({"verdict": "not-measured"}, ended()),
+        ({}, ended(sandbox="own")),
+        ({}, ended(stage="image")),
+        ({}, ended(fault=Fault.INFRASTRUCTURE)),
+        ({}, ended(sandbox="")),
+    ],
+)
+def test_other_faults_are_left_as_they_are(own, record):
+    both = plan(planned("own"), planned("prod", job="given"))
+    assert blame_faults(both, [verdict("health.ready", "own", **own)], [record]) == [record]
+
+
+def test_without_the_same_image_under_sifproofs_own_job_a_server_that_ends_is_the_images():
+    other = plan(planned("own", image="docker-daemon:other:1"), planned("prod", job="given"))
+    for seen in ([], [verdict("health.ready", "own")]):
+        assert blame_faults(other, seen, [ended()]) == [ended()]

@@ -29,8 +29,9 @@ import sifproof
 from sifproof import tools
 from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
-from sifproof.image import archive, blame, layout, process, scratch, sif, tree
+from sifproof.image import archive, blame, fidelity, layout, process, scratch, sif, tree
 from sifproof.image.digest import (
+    ImageConfig,
     SourceDigest,
     digest,
     file_digest,
@@ -375,9 +376,19 @@ def _existing(source: Source, identity: SourceDigest, shelf: SifStore) -> Proven
         size_bytes=source.path.stat().st_size,
         created="",
         versions={"sifproof": sifproof.__version__, "apptainer": tools.require("apptainer").version},
+        image=_settings_in(source.path),
         labels=sif.read_labels(source.path),
         reused=True,
     )
+
+
+def _settings_in(made: Path) -> ImageConfig:
+    """How the image wanted to be run that a SIF was made of elsewhere, as far as the SIF tells."""
+    told = sif.read_oci_config(made) or fidelity.read_runscript(sif.read_runscript(made)) or {}
+    try:
+        return ImageConfig.of(told)
+    except (ValueError, TypeError, AttributeError):  # anybody may have made it, of anything
+        return ImageConfig()
 
 
 def places(settings: ConversionSettings) -> list[Place]:

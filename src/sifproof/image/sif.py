@@ -126,23 +126,34 @@ def _descriptors(path: Path) -> Iterator[tuple[int, int, int, str, bytes]]:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """The labels of the SIF at ``path``, by `apptainer inspect`; empty where it has none or can't be inspected.
+    """The labels of the SIF at ``path``, by `apptainer inspect`; empty where it has none or can't be inspected."""
+    labels = _inspected(path, "labels")
+    return {str(name): str(value) for name, value in labels.items()} if isinstance(labels, dict) else {}
+
+
+def read_runscript(path: Path) -> str:
+    """What `apptainer run` starts of the SIF at ``path``; empty where it has none or can't be inspected."""
+    script = _inspected(path, "runscript")
+    return script if isinstance(script, str) else ""
+
+
+def _inspected(path: Path, what: str) -> object:
+    """What `apptainer inspect` tells; None where it tells nothing.
 
     By spython's ``run_command`` rather than its ``Client.inspect``: that one runs whatever is called `singularity` on
     PATH, which need not be the Apptainer that was chosen, or be there at all.
     """
     try:
         result = run_command(
-            [str(tools.require("apptainer").path), "inspect", "--json", "--labels", str(path)],
+            [str(tools.require("apptainer").path), "inspect", "--json", f"--{what}", str(path)],
             sudo=False,
             quiet=True,
             environ=tools.environment("apptainer"),
         )
-        labels = json.loads(result["message"][0])["data"]["attributes"]["labels"]
-        return {str(name): str(value) for name, value in labels.items()}
-    # None at all, a warning in front of it, another version's form: labels are for people, nothing depends on them.
+        return json.loads(result["message"][0])["data"]["attributes"][what]
+    # None at all, a warning in front of it, another version's form.
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
+        return None
 
 
 def _truncated(path: Path, expected: int, size: int) -> SifproofError:

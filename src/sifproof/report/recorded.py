@@ -59,7 +59,7 @@ def read_run(folder: Path) -> Recorded:
         folder=folder,
         plan=plan,
         verdicts=side_by_side.blame(plan, verdicts),
-        faults=[record for record in faults if record],
+        faults=side_by_side.blame_faults(plan, verdicts, [record for record in faults if record]),
         images=_documents(folder / "images", problems),
         endpoints=_documents(folder / "endpoints", problems),
         nomad=_documents(folder, problems, "nomad.json").get("nomad", {}),

@@ -9,16 +9,45 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sifproof.errors import Fault
-from sifproof.records import Plan, PlannedSandbox, Verdict
+from sifproof.records import FaultRecord, Plan, PlannedSandbox, Verdict
 
 OF_THE_JOB = ("isolation.host.", "teardown.")
 """Checks of what a job's own line decides, by the beginnings of their ids: it is to blame unless shown otherwise."""
+
+STARTED = "health.ready"
+"""The check that a server passes which has started."""
 
 
 def blame(plan: Plan, verdicts: Sequence[Verdict]) -> list[Verdict]:
     """``verdicts``, in which failures that a job of the config's explains are the configuration's fault."""
     sandboxes = {sandbox.name: sandbox for sandbox in plan.sandboxes}
     return [_blamed(row, sandboxes.get(row.sandbox), plan, verdicts) for row in verdicts]
+
+
+def blame_faults(plan: Plan, verdicts: Sequence[Verdict], faults: Sequence[FaultRecord]) -> list[FaultRecord]:
+    """``faults``, in which a server that did not start under a job of the config's is the configuration's fault.
+
+    Where it did start under sifproof's own job with the same image, that is.
+    """
+    sandboxes = {sandbox.name: sandbox for sandbox in plan.sandboxes}
+    ready = {row.sandbox for row in verdicts if (row.check, row.verdict) == (STARTED, "pass")}
+
+    def blamed(record: FaultRecord) -> FaultRecord:
+        sandbox = sandboxes.get(record.sandbox)
+        if sandbox is None or sandbox.job == "contained" or (record.stage, record.fault) != ("submit", Fault.IMAGE):
+            return record
+        starts = [twin.name for twin in _alike(sandbox, plan) if twin.name in ready]
+        if not starts:
+            return record
+        said = f"To blame is {_whose(sandbox)}: under sifproof's own ({starts[0]}) the same image starts."
+        todo = "compare the command of the job with that of sifproof's own, in jobs/ of the run's folder"
+        return record.model_copy(update={"fault": Fault.CONFIGURATION, "why": _with(record.why, said), "todo": todo})
+
+    return [blamed(record) for record in faults]
+
+
+def _whose(sandbox: PlannedSandbox) -> str:
+    return "the job that production runs" if sandbox.job == "given" else "the plain job"
 
 
 def _blamed(row: Verdict, sandbox: PlannedSandbox | None, plan: Plan, verdicts: Sequence[Verdict]) -> Verdict:
@@ -30,7 +59,7 @@ def _blamed(row: Verdict, sandbox: PlannedSandbox | None, plan: Plan, verdicts: 
     }
     passes = [name for name, seen in words.items() if seen == {"pass"}]
     fails = [name for name, seen in words.items() if seen & {"fail", "waived"}]
-    whose = "the job that production runs" if sandbox.job == "given" else "the plain job"
+    whose = _whose(sandbox)
     if passes and row.verdict == "flaky":
         # It passed under this job too: that it passes under the other says nothing of either.
         said = f"It passed under {whose} too, as it does under sifproof's own ({passes[0]})."
