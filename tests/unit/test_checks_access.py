@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ from sifproof.sandbox import tokens
 from sifproof.sandbox.client import Result
 
 SECRET = "what-slot-0-keeps"
+FORGED = ("X-Forwarded-For", "X-Real-IP", "Forwarded")
 NEEDED = ("cat", "cut", "head", "id", "sed", "sort", "timeout", "tr")
 """What every image and node has, for the script itself."""
 
@@ -45,15 +47,18 @@ class Open(BaseHTTPRequestHandler):
     status = 200
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "{}")
         text = json.dumps(self.answer(body)).encode()
         self.send_response(self.status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
 
+    do_PUT = do_PATCH = do_GET = do_POST  # noqa: N815
+
     def answer(self, body: object) -> object:
-        self.server.asked.append((self.path, self.headers["Authorization"]))  # type: ignore[attr-defined]
+        given = dict.fromkeys((self.headers["Authorization"], *(n for n in FORGED if n in self.headers)))
+        self.server.asked += [(self.command, self.path, header) for header in given]  # type: ignore[attr-defined]
         command = body.get("args", {}).get("command", "") if isinstance(body, dict) else ""
         if command:
             self.server.slot.names.append(command.rpartition(" ")[2])  # type: ignore[attr-defined]
@@ -87,14 +92,14 @@ def listening(request):
     server.server_close()
 
 
-def ask(folder: Path, slot: object, port: int, *programs: str) -> tuple[access.Victim, Said]:
+def ask(folder: Path, slot: object, port: int, *programs: str, host: str = "127.0.0.1") -> tuple[access.Victim, Said]:
     """What a stranger says who has these programs."""
     for name in (*NEEDED, *programs):
         if not (folder / name).exists():
             # Not what a PATH has by the name of python3, which may be a script that looks for one.
             (folder / name).symlink_to(Path(sys.executable).resolve() if name == "python3" else shutil.which(name))
     victim = access.Victim(slot, "kept", SECRET)  # type: ignore[arg-type]
-    script = victim.script("w", [("127.0.0.1", port)])
+    script = victim.script("w", [(host, port)])
     done = subprocess.run(
         [shutil.which("sh"), "-c", script], env={"PATH": str(folder)}, capture_output=True, text=True, check=False
     )
@@ -111,10 +116,51 @@ def test_whatever_program_there_is_shows_what_a_stranger_gets(tmp_path, listenin
     got = victim.got("w", access._attempts(said))
     assert any("wrote a file" in one and f"({program})" in one for one in got), said["tried"]
     assert any("read a file" in one for one in got) or program == "wget"  # which shows the status alone
-    assert {path for path, _ in listening.asked} == {
-        *("/execute", "/batch", "/artifacts/read", "/artifacts/list", "/artifacts/archive"),
+    assert {path for _, path, _ in listening.asked} >= {
+        *("/execute", "/execute/", "/batch", "/artifacts/read", "/artifacts/list", "/artifacts/archive"),
     }
-    assert {given for _, given in listening.asked} == {None, "Bearer sifproof"}
+    given = {given for method, _, given in listening.asked if method == "POST"}
+    assert given == {None, "Bearer sifproof", "Bearer", "Basic c2lmcHJvb2Y6", *FORGED}
+    methods = {method for method, _, _ in listening.asked}
+    assert methods == ({"POST", "GET"} if program == "wget" else {"POST", "GET", "PUT", "PATCH"})
+    assert program == "wget" or any(f"PUT /execute to 127.0.0.1:{listening.server_port}" in one for one in got)
+    assert any(one.startswith("wrote a file of slot 0 by POST /execute") for one in got) or program != "wget"
+
+
+def test_a_unix_socket_is_asked_too(tmp_path):
+    class Local(ThreadingHTTPServer):
+        address_family = socket.AF_UNIX
+
+        def server_bind(self) -> None:
+            self.socket.bind(self.server_address)
+            self.server_name, self.server_port = "localhost", 0
+
+        def get_request(self):  # type: ignore[no-untyped-def]
+            return self.socket.accept()[0], ("local", 0)
+
+    path = f"{tmp_path}/server.sock"
+    server = Local(path, Open)  # type: ignore[arg-type]
+    server.slot, server.asked = Slot0(), []  # type: ignore[attr-defined]
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    victim, said = ask(tmp_path, server.slot, 0, "bash", "python3", host=f"unix:{path}")  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+    got = victim.got("w", access._attempts(said))
+    assert any(f"POST /execute to the Unix socket {path} (python3)" in one for one in got), said["tried"]
+
+
+def test_words_that_may_be_the_token_are_told_with_where_they_stand(tmp_path):
+    token, other = "a" * 20 + "-_Z", "b" * 22
+    (tmp_path / "log").write_text(f'{{"authorization":"Bearer {token}","other":"{other}"}}')
+    script = scripts.list_words(len(token), "A-Za-z0-9_-", f"{tmp_path}/none")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "GIVEN": f"x={token}"}
+    done = subprocess.run(
+        ["sh", "-c", f"({script})"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert f"its own environment: {token}" in lines
+    assert f"./log: {token}" in lines
+    assert not [line for line in lines if other in line]
 
 
 @pytest.mark.parametrize(("listening", "outcome"), [(Polite, "200"), (Closed, "401")], indirect=["listening"])

@@ -53,6 +53,39 @@ def find_server(node: Node, allocation: str, port: int) -> list[int]:
     return [int(word) for word in node.run(_find(allocation, port) + "echo $listening").split()]
 
 
+class Listening(NamedTuple):
+    """Where processes of an allocation listen, as its container names it."""
+
+    ports: list[int]
+    sockets: list[str]
+    """Unix sockets; an abstract one has ``@`` before its name."""
+
+
+def find_listening(node: Node, allocation: str) -> Listening:
+    """Where processes of ``allocation`` listen that have its id; the errors of :func:`kill_server`."""
+    found = Listening([], [])
+    for line in node.run(_LISTENING.format(allocation=validate_id(allocation, "allocation id"))).splitlines():
+        kind, _, where = line.partition(" ")
+        if kind == "tcp" and int(where, 16) not in found.ports:
+            found.ports.append(int(where, 16))
+        elif kind == "unix" and where not in found.sockets:
+            found.sockets.append(where)
+    return found
+
+
+_LISTENING = """\
+for file in $(grep -l NOMAD_ALLOC_ID={allocation} /proc/[0-9]*/environ 2>/dev/null); do
+  process=${{file%/environ}}
+  own=" $(ls -l "$process/fd" 2>/dev/null | sed -n 's/.* socket:\\[\\([0-9]*\\)\\]$/\\1/p' | tr '\\n' ' ')"
+  awk -v own="$own" '$4 == "0A" && index(own, " " $10 " ") {{ n = split($2, part, ":"); print "tcp " part[n] }}' \
+    "$process/net/tcp" "$process/net/tcp6" 2>/dev/null
+  awk -v own="$own" '$4 == "00010000" && index(own, " " $7 " ") && $8 != "" {{ print "unix " $8 }}' \
+    "$process/net/unix" 2>/dev/null
+done
+exit 0
+"""
+
+
 class Found(NamedTuple):
     """Process ids of an allocation's server."""
 

