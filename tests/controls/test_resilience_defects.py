@@ -100,6 +100,7 @@ def test_a_defect_of_the_server(house, monkeypatch, name, driver):
         command=["python3", "/planted/defects", name],
         binds=[f"{HERE}:/planted:ro"],
         policy=looked_at(SERVERS[name]),
+        tokens=name == "no-token-when-it-starts-again",
     ) as server:
         assert red(verdicts(server, SUITES), CONTROLS[name].not_measured) == set(SERVERS[name])
 

@@ -179,8 +179,9 @@ def _restarted(server: Server) -> Restarted:
 
 @check(
     "persistence.isolation",
-    "After a restart of the task commands are locked in as before: what was sandboxed is, and a slot reads no file of "
-    "another that it could not read before.",
+    "After a restart of the task commands are locked in as before, by whichever tool: what was sandboxed is, what had "
+    "no network has none, what could not be seen or written to still can't, a slot reads no file of another that it "
+    "could not read before, and the token is asked for.",
     why="What a server tries at its start may fail the next time: it goes on without its sandboxes, and nobody knows.",
     todo="Let the server end, or refuse commands, where it can't lock them in as it did before.",
     once=True,

@@ -46,50 +46,93 @@ def empties(server: Server) -> Finding:
 
 
 _OPEN = re.compile(r"^drwx", re.MULTILINE)
-_WORKS = "ls -ld . && echo usable > file && cat file && rm file"
+_TMP = '"${TMPDIR:-/tmp}"'
+_WORKS = f"""
+ls -ld . && echo usable > file && cat file && rm file
+ls -A . {_TMP} | grep kept | sed "s/^/still there: /"
+if : > {_TMP}/kept; then rm -f {_TMP}/kept; else echo "/tmp can't be written to"; fi
+"""
+_ROUNDS = (("000", "bash"), ("000", "bash_stateful"), ("000", ""), ("100", ""), ("555", "bash"))
+"""Modes that a command gives to its directories, and the tool of the next command, where one comes before the reset."""
 
 
 @check(
     "reset.closed",
-    "After a command closed its slot's directory (`chmod 000 .`) the next command runs, and after a reset the "
-    "directory is open for reading and writing; so it is where a command made it read-only.",
+    "After a command closed its slot's directory, or its `/tmp` where it has one of its own (`chmod 000 .`), the next "
+    "command runs, and after a reset both are empty and open for reading and writing; so they are where a command made "
+    "them read-only.",
     why="One `chmod -R` that goes wrong would else cost a slot, for its agent and for all after it, while `/health` "
     "says ok.",
-    todo="Before each command see that the slot's directory can be entered, and let a reset give it its first mode.",
+    todo="Before each command see that the slot's directories can be entered, and let a reset give them their first "
+    "mode.",
 )
 def closed(server: Server) -> Finding:
     # If it is lost, not the one that all the other checks use.
     slot = server.slots - 1
-    seen = {}
+    seen: dict[str, object] = {}
+    shell = (
+        server.client.execute(server.slot(slot), "bash_stateful", {"command": "exit"}).metadata.get("exit_code") == 0
+    )
+    own_tmp = has_own_tmp(server, slot)
     with opened_in_the_end(server, slot):
-        for mode in ("000", "555"):
-            made = server.bash(f"chmod {mode} .", slot=slot)
+        for mode, tool in _ROUNDS:
+            if tool == "bash_stateful" and not shell:
+                continue
+            kept = f"{{ : > kept; : > {_TMP}/kept; }} 2>/dev/null" if own_tmp else ": > kept"
+            made = server.bash(f"{kept}; {close(mode, own_tmp=own_tmp)}", slot=slot)
             if not made.success:
                 raise NotMeasured(f"a command can't change the mode of its directory: {made}")
-            after, word = server.bash(f"echo {mode}", slot=slot), f"after `chmod {mode} .`"
+            word = f"after `chmod {mode} .`"
+            if tool:
+                # By its exit code: an answer may be a whole screen.
+                after = server.client.execute(server.slot(slot), tool, {"command": "exit 7"})
+                if after.exit_code != 7:
+                    seen[f"{word} a command of {tool}"] = after
             result = server.client.reset(server.slot(slot))
             works = server.bash(_WORKS, slot=slot)
-            if after.output.strip() != mode:
-                seen[f"{word} a command"] = after
             if not result.success:
                 seen[f"{word} a reset"] = result
-            elif "usable" not in works.output or not _OPEN.search(works.output):
+            elif "usable" not in works.output or not _OPEN.search(works.output) or _spoilt(works.output, own_tmp):
                 seen[f"{word} and a reset"] = works
             if seen:
                 break
     return expect(not seen, "; ".join(f"{what}: {saw}" for what, saw in seen.items()) or f"at last: {works}")
 
 
+def _spoilt(output: str, own_tmp: bool) -> bool:
+    return own_tmp and ("still there" in output or "can't be written to" in output)
+
+
+def close(mode: str = "000", *, own_tmp: bool) -> str:
+    """A command that closes its slot's directory, and its /tmp where that is no other's."""
+    return f"chmod {mode} {_TMP}; chmod {mode} ." if own_tmp else f"chmod {mode} ."
+
+
+def has_own_tmp(server: Server, slot: int) -> bool:
+    """Whether a command of the slot may close its /tmp, and hurts none but the slot by it."""
+    if server.slots < 2:
+        return False
+    name, other = nonce(), 0 if slot else 1
+    made = server.bash(f"[ -O {_TMP} ] && : > {_TMP}/{name} && echo own", slot=slot)
+    seen = server.bash(f"[ -e {_TMP}/{name} ] || echo apart", slot=other)
+    server.bash(f"rm -f {_TMP}/{name}", slot=slot)
+    return made.output.strip() == "own" and seen.output.strip() == "apart"
+
+
 @contextmanager
 def opened_in_the_end(server: Server, slot: int) -> Iterator[None]:
-    """Open the slot's directory, which a command closes meanwhile; from the node where the server can't."""
+    """Open the slot's directories, which a command closes meanwhile; from the node where the server can't."""
     try:
         yield
     finally:
         with suppress(SifproofError, NotMeasured):
-            if not server.bash("chmod 755 .", slot=slot).success:
+            command = f"chmod 755 . && if ! [ -w {_TMP} ]; then chmod 755 {_TMP}; fi"
+            if not server.bash(command, slot=slot).success:
                 folder = f'"$NOMAD_ALLOC_DIR"/../../{quote(server.placed.allocation.id)}/alloc/data'
-                server.placed.node.run(f"chmod 755 {folder}/{quote(server.workspace(slot))}")
+                server.placed.node.run(
+                    f"chmod 755 {folder}/{quote(server.workspace(slot))}\n"
+                    f"find {folder} -xdev -maxdepth 3 -type d ! -perm -u+w -exec chmod 755 {{}} +"
+                )
 
 
 @check(

@@ -14,7 +14,7 @@ from sifproof.checks.health import answers
 from sifproof.checks.isolation.slot import LockedIn
 from sifproof.checks.persistence import SLOTS_LOOKED_AT, Kept, looked_at, lost, write_files
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
-from sifproof.checks.reset import opened_in_the_end
+from sifproof.checks.reset import close, has_own_tmp, opened_in_the_end
 from sifproof.checks.server import Server, nonce
 from sifproof.checks.suite import server_of
 from sifproof.checks.twins import second_job, start
@@ -93,24 +93,31 @@ class Killed:
 
 
 def _kill(server: Server) -> Killed:
+    calls = _calls(server)
     there = _twin(server)
-    first = _first_call(there)
+    first = _first_call(there, calls)
     try:
         before = LockedIn.seen(there, looked_at(there))
     except NotMeasured as error:
         reason = error  # its own name ends here
-        seen = _kill_closed(there, lambda: reason)
+        seen = _kill_closed(there, calls, lambda: reason)
     else:
-        seen = _kill_closed(there, lambda: before.still(LockedIn.seen(there, looked_at(there))))
+        seen = _kill_closed(there, calls, lambda: before.still(LockedIn.seen(there, looked_at(there))))
     return dataclasses.replace(seen, worked=first or seen.worked)
 
 
-def _kill_closed(there: Server, look: Callable[[], Finding | NotMeasured]) -> Killed:
-    """Kill it while the first slot's directory is closed, on which a server may try what it can do; then ``look``."""
-    with opened_in_the_end(there, 0):
+def _kill_closed(there: Server, calls: list[str], look: Callable[[], Finding | NotMeasured]) -> Killed:
+    """Kill it while the first and the last slot are closed, on which a server may try what it can do; then ``look``."""
+    # Of two or one another has to be left for commands, see `_not_working`.
+    closed = (0, there.slots - 1) if there.slots > 2 else (0,)
+    with contextlib.ExitStack() as opened:
+        for slot in closed:
+            opened.enter_context(opened_in_the_end(there, slot))
         files = write_files(there)
-        there.bash("chmod 000 .")
-        answered, worked = _kill_server(there)
+        # Asked of all of them first: a command opens its slot again.
+        for slot, own_tmp in [(slot, has_own_tmp(there, slot)) for slot in closed]:
+            there.bash(close(own_tmp=own_tmp), slot=slot)
+        answered, worked = _kill_server(there, calls)
         locked_in: Finding | NotMeasured = NotMeasured(f"the server did not come back: {answered.saw}")
         if answered.passed:
             try:
@@ -120,7 +127,7 @@ def _kill_closed(there: Server, look: Callable[[], Finding | NotMeasured]) -> Ki
     return Killed(there, files, answered, locked_in, worked)
 
 
-def _kill_server(there: Server) -> tuple[Finding, str]:
+def _kill_server(there: Server, calls: list[str]) -> tuple[Finding, str]:
     """Kill it and wait until it is there again: a measurement of that, or what came of it; and how it then worked."""
     placed = there.placed
     before = last_start_ns(parse_allocation(placed.nomad.get("allocation", placed.allocation.id)))
@@ -132,7 +139,7 @@ def _kill_server(there: Server) -> tuple[Finding, str]:
     if not killed:
         raise NotMeasured("the server's process could not be found on the node by the user of its Nomad client")
     answered, seconds, how = answers(there), time.monotonic() - begin, ""
-    worked = _first_call(there) if answered.passed else Killed.worked
+    worked = _first_call(there, calls) if answered.passed else Killed.worked
     try:
         after = wait_started_again(placed.nomad, placed.allocation.id, before, _NOTICED_S)
     except SifproofError as error:
@@ -151,22 +158,60 @@ def _kill_server(there: Server) -> tuple[Finding, str]:
     return answered, worked
 
 
-def _first_call(there: Server) -> str:
-    """Why a command does not work now; nothing where it does. What comes after finds a server that works, if it can."""
-    first, end = _not_working(there), time.monotonic() + there.ready_within_s
-    while first and _not_working(there) and time.monotonic() < end:
+def _first_call(there: Server, calls: list[str]) -> str:
+    """Why one of ``calls`` does not work now; nothing where all do. What comes after finds them working, if it can."""
+    slots = looked_at(there)
+    # Not in the first and the last, whose directories may be closed, where there are others.
+    slots = slots[1:-1] or slots[-1:]
+    tried = [(name, slot, _not_working(there, name, slot)) for slot in slots for name in calls]
+    failed = [(name, slot) for name, slot, said in tried if said]
+    end = time.monotonic() + there.ready_within_s
+    while any(_not_working(there, name, slot) for name, slot in failed) and time.monotonic() < end:
         time.sleep(0.1)
-    return first
+    return next((f"{name} in {there.slot(slot)}: {said}" for name, slot, said in tried if said), "")
 
 
-def _not_working(there: Server) -> str:
+def _calls(server: Server) -> list[str]:
+    """The calls that work on a server which has run for a while. Another may have no `bash_stateful`."""
+    return [name for name in _CALLS if name == "bash" or not _not_working(server, name, 0)]
+
+
+def _by_bash(there: Server, slot: int, word: str) -> object:
+    return there.bash(f"echo {word}", slot=slot)
+
+
+def _by_shell(there: Server, slot: int, word: str) -> object:
+    # In two steps, for an answer may be a whole screen, with the command on it.
+    there.client.execute(there.slot(slot), "bash_stateful", {"command": f"echo {word} > {word}"})
+    return there.bash(f"cat {word} && rm {word}", slot=slot)
+
+
+def _by_files(there: Server, slot: int, word: str) -> object:
+    written, read = there.write(word, word, slot=slot), there.read(word, slot=slot)
+    there.bash(f"rm -f {word}", slot=slot)
+    return read if written.success else written
+
+
+def _by_batch(there: Server, slot: int, word: str) -> object:
+    call = {"slot_id": there.slot(slot), "tool": "bash", "args": {"command": f"echo {word}"}}
+    return there.client.batch([call])[0]
+
+
+_CALLS: dict[str, Callable[[Server, int, str], object]] = {
+    "bash": _by_bash,
+    "bash_stateful": _by_shell,
+    "write_file": _by_files,
+    "batch": _by_batch,
+}
+
+
+def _not_working(there: Server, name: str, slot: int) -> str:
     word = nonce()
     try:
-        # Not in the first slot, whose directory may be closed.
-        result = there.bash(f"echo {word}", slot=-1)
+        result = _CALLS[name](there, slot, word)
     except SifproofError as error:
         return str(error)
-    return "" if result.output.strip() == word else str(result)
+    return "" if getattr(result, "output", "").strip() == word else str(result)
 
 
 @check(
@@ -214,8 +259,8 @@ def _killed(server: Server) -> Killed:
 
 @check(
     "resilience.killed-isolation",
-    "After the server was killed and started again, commands are locked in as before, also where a slot had closed its "
-    "own directory (`chmod 000 .`) meanwhile.",
+    "After the server was killed and started again, commands are locked in as before, as after a restart, also where "
+    "slots had closed their own directories and `/tmp` (`chmod 000 .`) meanwhile.",
     why="A server that tries at its start, in a slot's directory, what it can do, finds there what a command made of "
     "it: one agent would take all slots their sandboxes.",
     todo="Try it in a directory that no command can reach, and end, or refuse commands, rather than do with less.",
@@ -230,7 +275,8 @@ def killed_isolation(server: Server) -> Finding:
 
 @check(
     "resilience.first-call",
-    "As soon as `/health` answers after a start, a command works.",
+    "As soon as `/health` answers after a start, calls work: a command, a file, a batch, and a shell that lives on "
+    "where there is one.",
     why="Schedulers send work at the first healthy answer; what fails then is lost, or tried again elsewhere.",
     todo="Listen, or say `ok`, only when the slots are set up.",
     once=True,

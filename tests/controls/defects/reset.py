@@ -1,5 +1,7 @@
 """``/reset``."""
 
+import os
+
 from defects import failure, turns_red
 
 
@@ -55,8 +57,6 @@ def tmp_survives_the_reset(arguments):
 @turns_red("reset.only-that-slot")
 def links_followed(arguments):
     """A reset follows links to directories, and empties what they lead to: another slot's workspace."""
-    import os
-
     from slotserver.slots import Slot
 
     reset = Slot.reset
@@ -131,3 +131,56 @@ async def empty_slot_is_no_slot(path, call, go):
     else:
         JUST_RESET.add(slot)
     return await go(call)
+
+
+@turns_red("reset.closed", nomad=True)
+def closed_to_the_shell(arguments):
+    """The shell of `bash_stateful` does not start where a command closed the slot's directory."""
+    from slotserver import tools
+
+    bash_stateful = tools.TOOLS["bash_stateful"]
+
+    async def unless_closed(slot, args, timeout_s):
+        if not slot.place.workspace.stat().st_mode & 0o100:
+            raise tools.ToolError("Permission denied")
+        return await bash_stateful(slot, args, timeout_s)
+
+    tools.TOOLS["bash_stateful"] = unless_closed
+
+
+@turns_red("reset.closed", nomad=True)
+def closed_tmp_for_good(arguments):
+    """A slot whose `/tmp` a command closed takes no command any more, and no reset."""
+    from slotserver import directories
+    from slotserver.protocol import ToolError
+    from slotserver.slots import Slot
+
+    give, start = directories._give, Slot.start
+
+    def workspaces_alone(directory, owner, *, as_new):
+        if "/.state/" not in str(directories.path_of(directory).readlink()):
+            give(directory, owner, as_new=as_new)
+
+    def unless_closed(self, *args, **options):
+        if not self.place.tmp.stat().st_mode & 0o100:
+            raise ToolError("bwrap: Can't bind mount /tmp: Permission denied")
+        return start(self, *args, **options)
+
+    directories._give = workspaces_alone
+    Slot.start = unless_closed
+
+
+@turns_red("reset.closed", nomad=True)
+def closed_is_taken_for_empty(arguments):
+    """A reset of a directory that a command closed opens it, and leaves in it what is there."""
+    from slotserver.slots import Result, Slot
+
+    reset = Slot.reset
+
+    async def unless_closed(self):
+        if self.place.workspace.stat().st_mode & 0o777:
+            return await reset(self)
+        self.containment.prepare(self.place, as_new=True)
+        return Result(True, output="Reset")
+
+    Slot.reset = unless_closed

@@ -1,10 +1,12 @@
 """A server in trouble."""
 
+import dataclasses
 import functools
 import os
 import signal
 import socket
 import sys
+import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -34,13 +36,31 @@ def stale_lock(arguments):
 @turns_red("resilience.killed-isolation", nomad=True)
 def tries_in_the_first_slot(arguments):
     """The server tries at its start what it can do, in the first slot's directory, which a command may have closed."""
+    try_in(lambda first, last: first)
+
+
+@turns_red("resilience.killed-isolation", nomad=True)
+def tries_in_the_last_slot(arguments):
+    """The server tries at its start what it can do, in the last slot's directory, which a command may have closed."""
+    try_in(lambda first, last: last)
+
+
+@turns_red("resilience.killed-isolation", nomad=True)
+def tries_in_a_slots_tmp(arguments):
+    """The server tries at its start what it can do, in the first slot's `/tmp`, which a command may have closed."""
+    try_in(lambda first, last: dataclasses.replace(first, workspace=first.tmp))
+
+
+def try_in(place):
+    """Try what commands can be locked into in the ``place`` that is made of the first slot's and the last's."""
     from slotserver import containment, directories
     from slotserver.containment import Place
 
     async def choose(reaper, data, slots, *, user_per_slot):
+        chosen = place(Place.of_slot(data, 0), Place.of_slot(data, slots - 1))
         give, directories._give = directories._give, lambda *_, **more: None
         try:
-            return await containment._best(reaper, Place.of_slot(data, 0), data, user_per_slot=user_per_slot)
+            return await containment._best(reaper, chosen, data, user_per_slot=user_per_slot)
         finally:
             directories._give = give
 
@@ -113,6 +133,17 @@ async def first_call_comes_too_early(path, call, go):
     if path == "/execute" and not CALLED:
         CALLED.append(True)
         return failure("the slots are being set up")
+    return await go(call)
+
+
+STARTED = time.monotonic()
+
+
+@turns_red("resilience.first-call", nomad=True)
+async def shells_come_later(path, call, go):
+    """`/health` says ok two seconds before `bash_stateful` works."""
+    if is_call(call, "bash_stateful") and time.monotonic() < STARTED + 2:
+        return failure("the shells are being set up")
     return await go(call)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import PurePosixPath
 from time import monotonic
 
+from sifproof.checks.isolation import promises
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
@@ -180,14 +181,15 @@ class LockedIn:
 
     sandboxed: set[str]
     reached: list[str]
+    holds: frozenset[promises.Promise] = frozenset()
 
     @classmethod
-    def seen(cls, server: Server, slots: Iterable[int]) -> LockedIn:
+    def seen(cls, server: Server, slots: Sequence[int]) -> LockedIn:
         """As it is now, for ``slots`` and between the first two."""
         said = {server.slot(slot): server.bash(":", slot=slot) for slot in slots}
         sandboxed = {slot for slot, result in said.items() if result.metadata.get("sandboxed") is True}
         if server.slots < 2:
-            return cls(sandboxed, [])
+            return cls(sandboxed, [], promises.held(server, slots))
         name, secret = nonce(), nonce()
         ways = _ways_to_workspace(server)
         try:
@@ -197,18 +199,21 @@ class LockedIn:
             tried = server.bash(f"{_NEEDED}\n{_attempt_to_read(ways, name)}; echo tried", slot=1)
             if "tried" not in _lines(tried):
                 raise NotMeasured(f"the attempt of slot 1 could not be made: {tried}")
-            return cls(sandboxed, [*_reached(tried, secret), *_read_by_tools(server, ways, name, secret)])
+            reached = [*_reached(tried, secret), *_read_by_tools(server, ways, name, secret)]
+            return cls(sandboxed, reached, promises.held(server, slots))
         finally:
             server.bash(f"rm -f {name}")
 
     def still(self, now: LockedIn) -> Finding:
         """Whether it is ``now`` as it was; raises :class:`NotApplicable` where nothing was locked in."""
-        if not self.sandboxed and self.reached:
-            raise NotApplicable(f"slot 1 could read slot 0's file before, too: {self.reached[0]}")
         problems = [f"a command of {slot} is not sandboxed any more" for slot in sorted(self.sandboxed - now.sandboxed)]
         problems += [] if self.reached else [f"slot 1 reads slot 0's file: {way}" for way in now.reached]
+        problems += promises.lost(self.holds, now.holds)
+        if not problems and not self.sandboxed and self.reached:
+            raise NotApplicable(f"slot 1 could read slot 0's file before, too: {self.reached[0]}")
         reads = "what it did before" if self.reached else "nothing"
         saw = f"{len(now.sandboxed)} slots sandboxed, {len(self.sandboxed)} before; slot 1 reads {reads} of slot 0"
+        saw += f"; all {len(self.holds)} that held of commands still hold" if self.holds else ""
         return expect(not problems, "; ".join(problems) or saw)
 
 
