@@ -389,7 +389,7 @@ async def follows_links_to_directories(path, call, go):
 READ_ONLY: set[Path] = set()
 
 
-@turns_red("files.seen-by-bash", nomad=True)
+@turns_red("files.seen-by-bash", "files.mode-kept", nomad=True)
 async def written_for_reading_only(path, call, go):
     """What `write_file` wrote, commands can't change, and it alone can."""
     if not is_call(call, "write_file"):
