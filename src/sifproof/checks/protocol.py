@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from sifproof.checks.generated import Request, make_requests
 from sifproof.checks.registry import Finding, NotMeasured, check, expect
@@ -305,18 +304,6 @@ def large_body(server: Server) -> Finding:
     return _judge(server, wrong, "both refused")
 
 
-def _send(server: Server, head: str, body: bytes, *, reset: bool = False) -> socket.socket | None:
-    """Send a request, or a part of it; the connection where ``reset`` is false, else it is broken off at once."""
-    address = urlsplit(server.client.url)
-    connection = socket.create_connection((address.hostname or "", address.port or 80), timeout=10)
-    connection.sendall(f"{head} HTTP/1.1\r\nHost: {address.netloc}\r\n".encode() + body)
-    if not reset:
-        return connection
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
-    return None
-
-
 @check(
     "protocol.hang-up-sending",
     "A client that hangs up in the middle of its request does no harm, whether it closes its connection or breaks it, "
@@ -338,8 +325,10 @@ def hang_up_sending(server: Server) -> Finding:
     ]
     for part in parts:
         for reset in (True, False):
-            if connection := _send(server, "POST /execute", part, reset=reset):
-                connection.close()
+            connection = server.client.begin("POST", "/execute", part)
+            if reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
     # Two calls, for the slot does one after another: what was taken on before the first is done before the second.
     server.bash("sleep 0.1")
     wrong = ["a command was run whose request did not come whole"] if server.remove(name) else []
@@ -359,30 +348,29 @@ _FREED_WITHIN_S = 5.0
     waits_s=1.0,
 )
 def hang_up_waiting(server: Server) -> Finding:
-    saw, waited_s = "", 0.0
+    saw, ran, waited_s = "", False, 0.0
     # By the clock of the node, and a loaded one gets a second, longer look.
     for seconds in (1.0, 5.0):
-        call = _call(server, command=f"sleep {seconds}") | {"timeout": seconds + 2 * _FREED_WITHIN_S}
-        body = json.dumps(call).encode()
-        head = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        name = nonce()
+        call = _call(server, command=f": > {name}; sleep {seconds}") | {"timeout": seconds + 2 * _FREED_WITHIN_S}
         begun = _now(server)
-        connection = _send(server, "POST /execute", head + body)
-        server.wait_until_busy()
-        if connection:
-            connection.close()
+        server.hang_up_on(call, name)
         held_up = passed = 0.0
         # Until the command has ended: the server may notice later that nobody waits for it.
         while server.slots > 1 and passed < seconds:
             before, passed = passed, _now(server, slot=1) - begun
             held_up = max(held_up, passed - before)
         after = _now(server) - begun
+        ran = server.remove(name)
         waited_s += seconds
         saw = (
             f"while a command of {seconds:g} s went on, another slot ran one after {held_up:.2f} s at most; "
             f"its own ran the next {after:.2f} s after its begin"
         )
-        if held_up < seconds and after < seconds + _FREED_WITHIN_S:
+        if ran and held_up < seconds and after < seconds + _FREED_WITHIN_S:
             return replace(_judge(server, [], saw), waited_s=waited_s)
+    if not ran:
+        raise NotMeasured(f"nothing is there of the command that was hung up on: {saw}")
     return replace(_judge(server, [saw], ""), waited_s=waited_s)
 
 

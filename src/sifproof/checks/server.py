@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from sifproof.nomad.client import Client
 from sifproof.nomad.deployed_job import port_label_of, ports, task_of
 from sifproof.nomad.probe import Node
 from sifproof.sandbox import tokens
-from sifproof.sandbox.client import Result, SandboxClient
+from sifproof.sandbox.client import Result, SandboxClient, ServerError
 
 T = TypeVar("T")
 
@@ -140,6 +141,20 @@ class Server:
             if any(e.get("slot_id") == name and e.get("state") == "executing" for e in self.client.slots()):
                 return
             time.sleep(0.01)
+
+    def hang_up_on(self, call: Mapping[str, Any], name: str, *, slot: int = 0) -> None:
+        """Send ``call``, wait until its command has made the file ``name`` in the slot's workspace, and hang up.
+
+        After a second at the latest: a server may have held the call back. Raises OSError where it takes no connection.
+        """
+        body = json.dumps(call).encode()
+        head = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        # Asked by a call that waits for no command; of a server where it does, no answer is waited for.
+        client, look = self.client.clone(timeout_s=0.5, grace_s=0.0), {"slot_id": self.slot(slot), "path": name}
+        end = time.monotonic() + 1.0
+        with self.client.begin("POST", "/execute", head + body), suppress(ServerError):
+            while time.monotonic() < end and client.request("POST", "/artifacts/read", look)[0] != 200:
+                time.sleep(0.01)
 
     def read_slot_file(self, path: str, *, slot: int = 0) -> bytes:
         """A file of a slot's workspace, read through Nomad."""

@@ -199,6 +199,18 @@ class SandboxClient:
             connection = self._local.connection = _Connection(host, port or 80)
         return connection
 
+    def begin(self, method: str, path: str, sent: bytes) -> socket.socket:
+        """A connection of its own on which a request has begun, as this client would: its first lines and ``sent``.
+
+        ``sent`` are its other lines, and what is to come of the body. Raises OSError.
+        """
+        address = urlsplit(self.url)
+        lines = [f"{method} {address.path}{path} HTTP/1.1", f"Host: {address.netloc}"]
+        lines += [f"Authorization: Bearer {self._token}"] if self._token else []
+        connection = socket.create_connection((address.hostname or "", address.port or 80), self.timeout_s)
+        connection.sendall("".join(f"{line}\r\n" for line in lines).encode() + sent)
+        return connection
+
     def request(
         self, method: str, path: str, body: object = None, *, raw: bytes | None = None, timeout_s: float | None = None
     ) -> tuple[int, bytes]:
