@@ -67,7 +67,7 @@ def stderr(server: Server) -> Finding:
     todo="Look at what the server counts before it cuts, and at how much it reads of a pipe.",
 )
 def output_whole(server: Server) -> Finding:
-    result = server.bash(f"{_fill('ä', OUTPUT_LIMIT)}; {_fill('x', OUTPUT_LIMIT)} >&2")
+    result = server.bash(f"{fill('ä', OUTPUT_LIMIT)}; {fill('x', OUTPUT_LIMIT)} >&2")
     out, _, err = result.output.partition("\n[stderr]\n")
     return expect(
         result.success and out == "ä" * OUTPUT_LIMIT and err == "x" * OUTPUT_LIMIT,
@@ -85,7 +85,7 @@ def output_whole(server: Server) -> Finding:
 def output_limit(server: Server) -> Finding:
     # Ends that differ, so that the last characters can't pass for the first.
     written = {letter: f"begin{letter * OUTPUT_LIMIT}end" for letter in "xy"}
-    out, err = (f"printf begin; {_fill(letter, OUTPUT_LIMIT)}; printf end" for letter in "xy")
+    out, err = (f"printf begin; {fill(letter, OUTPUT_LIMIT)}; printf end" for letter in "xy")
     result = server.bash(f"{out}; {{ {err}; }} >&2")
     streams = zip("xy", result.output.split("\n[stderr]\n", 1), strict=False)
     seen, kept = [], 0
@@ -102,7 +102,7 @@ def output_limit(server: Server) -> Finding:
     )
 
 
-def _fill(letter: str, count: int) -> str:
+def fill(letter: str, count: int) -> str:
     """A command that prints ``letter`` so many times, with what every shell has."""
     return f"printf '%0{count}d' 0 | sed 's/0/{letter}/g'"
 

@@ -232,8 +232,10 @@ def only_who_holds_the_output_is_waited_for(arguments):
     waits_for_the_end_of_output(arguments)
 
 
-def leave_children(when: str, whom: str) -> None:
-    """Commands run under a supervisor that leaves children behind, and not in bubblewrap, which can't."""
+def leave_children(when: str, whom: str, of: tuple[str, ...] = ()) -> None:
+    """Commands run under a supervisor that leaves children behind, and not in bubblewrap, which can't; all commands,
+    or those that are the program ``of``.
+    """
     from slotserver import containment, process
 
     from defects.isolation_slot import without_bubblewrap
@@ -243,6 +245,8 @@ def leave_children(when: str, whom: str) -> None:
 
     def leaving(self, *given, **more):
         python, *options, supervisor, report, user = (line := argv(self, *given, **more))[:6]
+        if of and (*line[6:],) != of:
+            return line
         return [python, *options, leaves, when, whom, str(Path(supervisor).parent), report, user, *line[6:]]
 
     async def end_none(self):

@@ -1,14 +1,12 @@
 """``read_file`` and ``write_file``."""
 
 import asyncio
-import contextvars
-import json
 import os
 import stat
 from collections import defaultdict
 from pathlib import Path
 
-from defects import ANSWERED, InternalError, failure, is_call, open_locks, turns_red
+from defects import ANSWERED, InternalError, failure, is_call, no_locks_for, turns_red
 
 
 async def real(call, go) -> Path:
@@ -164,17 +162,7 @@ async def opened_before_it_is_looked_at(path, call, go):
 @turns_red("files.in-turn")
 def files_without_the_lock(arguments):
     """`read_file` and `write_file` do not wait for the command that runs in their slot."""
-    from slotserver import api
-
-    execute = api.Api.execute
-    files = contextvars.ContextVar("files", default=False)
-
-    async def told(self, request):
-        files.set(json.loads(await request.read() or b"{}").get("tool") in ("read_file", "write_file"))
-        return await execute(self, request)
-
-    api.Api.execute = told
-    open_locks(files.get)
+    no_locks_for("read_file", "write_file")
 
 
 @turns_red("files.whole")

@@ -113,3 +113,14 @@ def children_end_a_moment_later(arguments):
         TASKS.add(asyncio.ensure_future(rounds()))
 
     Reaper.install = with_rounds
+
+
+@stays_green("stateful")
+def calls_without_a_client_go_on(arguments):
+    """A command goes on to its end when its client has hung up; its answer is thrown away, and the next waits."""
+    from slotserver import api
+
+    async def to_its_end(request, work):
+        return await asyncio.shield(work)
+
+    api._unless_hung_up = to_its_end
