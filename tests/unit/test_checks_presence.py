@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import threading
 
 import pytest
@@ -13,6 +15,7 @@ from sifproof.checks.presence import Lost, Watch
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.allocations import parse_allocation
 from sifproof.nomad.client import ForbiddenError, NotFoundError, UnreachableError
+from sifproof.nomad.kernel import Kill, killed_for_memory, kills
 from sifproof.nomad.probe import ProbeError
 
 KERNEL = "oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/nomad/0ba30273.server,task=squashfuse_ll,pid=7,uid=0"
@@ -93,7 +96,7 @@ def lost(nomad, port):
     return loss
 
 
-def probe(monkeypatch, *, lives=None, kernel=None):
+def probe(monkeypatch, *, lives=None, kernel=None, killed=()):
     """What scripts on the node find: the server's processes, and the kernel's line; exceptions are raised."""
 
     def answer(said):
@@ -106,6 +109,7 @@ def probe(monkeypatch, *, lives=None, kernel=None):
 
     monkeypatch.setattr(presence.signals, "find_server", answer(lives))
     monkeypatch.setattr(presence, "killed_for_memory", answer(kernel))
+    monkeypatch.setattr(presence, "kills", answer(killed))
 
 
 def test_what_answers_again_is_not_lost():
@@ -226,3 +230,49 @@ def test_the_node_is_asked_where_something_went_wrong_and_only_then():
     # What was lost stays lost.
     assert watching.look() is watching.look_at_node()
     watching.close()
+
+
+def test_a_server_that_hangs_for_want_of_memory_is_the_configurations(monkeypatch, mute):
+    probe(monkeypatch, lives=[1], killed=[Kill("tail", 500.0), Kill("bwrap", -1.0)])
+    loss = lost(Nomad(), mute)
+    assert (loss.error.fault, loss.died) == (Fault.CONFIGURATION, True)
+    assert "killed bwrap of allocation" in str(loss.error) and "Raise memory" in str(loss.error)
+
+
+@pytest.mark.parametrize("killed", [[], [Kill("bwrap", 1e4)], ProbeError("not allowed")])
+def test_a_server_that_hangs_while_nobody_was_killed_for_memory_is_the_images(monkeypatch, mute, killed):
+    probe(monkeypatch, lives=[1], killed=killed)
+    assert lost(Nomad(), mute).error.fault is Fault.IMAGE
+
+
+LOG = f"""\
+[ 1000.000000] {KERNEL}
+[ 1234.567890] oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/nomad/0ba30273.server,task=bwrap,pid=8,uid=0
+"""
+TWO = [Kill("squashfuse_ll", pytest.approx(240.0)), Kill("bwrap", pytest.approx(5.43211))]
+
+
+@pytest.mark.parametrize(
+    ("log", "expected", "last"),
+    [
+        (LOG, TWO, "task=bwrap,pid=8,uid=0"),
+        (LOG.replace("0ba30273", "other"), [], ""),
+        (LOG.replace("[ 1234.567890] ", ""), TWO[:1], "task=bwrap,pid=8,uid=0"),
+        ("[ 1.000000] Linux", [], ""),
+    ],
+)
+def test_whom_the_kernel_killed_and_when(tmp_path, monkeypatch, log, expected, last):
+    (tmp_path / "dmesg").write_text("#!/bin/sh\ncat <<'END'\n" + log + "END\n")
+    (tmp_path / "cut").write_text("#!/bin/sh\necho 1240.00\n")
+    for tool in ("dmesg", "cut"):
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    class Here:
+        def run(self, script):
+            return subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True).stdout
+
+    assert kills(Here(), "0ba30273") == expected
+    assert killed_for_memory(Here(), "0ba30273").endswith(last) and bool(killed_for_memory(Here(), "0ba30273")) == bool(
+        last
+    )

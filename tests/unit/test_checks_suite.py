@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from report_samples import verdict
 
 from sifproof import config
 from sifproof.checks import presence, suite
+from sifproof.checks.runner import Context
 from sifproof.checks.server import Placement, Server
-from sifproof.records import PlannedSandbox
+from sifproof.errors import Fault, SifproofError
+from sifproof.records import PlannedSandbox, Verdict
 
 ALLOCATION = {
     "id": "a1",
@@ -83,3 +86,64 @@ def test_the_verdicts_stay_where_clearing_away_fails(
     assert ended == ["the rest"]
     assert f"could not all be ended: {failure}" in log.getvalue()
     assert "ids begin with sifproof-r-box" in log.getvalue()
+
+
+class Starving:
+    """Watches over an allocation of which processes were killed at ``times``; counts how often it was asked."""
+
+    def __init__(self, *times: float) -> None:
+        self.times, self.asked = times, 0
+
+    def kills(self) -> list[tuple[float, str]]:
+        self.asked += 1
+        return [(at, "bwrap") for at in self.times]
+
+    def starved(self, task: str) -> SifproofError:
+        return SifproofError(f"The kernel killed {task}", todo="raise memory", fault=Fault.CONFIGURATION)
+
+
+def judged(
+    monkeypatch: pytest.MonkeyPatch, rows: list[Verdict], watch: Starving, seconds: float = 10.0
+) -> list[Verdict]:
+    """``rows``, each of which took so many ``seconds``, from 0 on."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(suite.time, "monotonic", lambda: next(clock) * seconds)
+    return suite.unless_starved(iter(rows), watch, Context("r", "box", "singularity"))
+
+
+@pytest.mark.parametrize(
+    ("row", "excused"),
+    [
+        ({"verdict": "fail"}, True),
+        ({"verdict": "flaky"}, True),
+        ({"verdict": "not-measured"}, True),
+        ({"verdict": "fail", "required": False}, False),
+        ({"verdict": "not-measured", "hindered": True, "fault": Fault.INFRASTRUCTURE}, False),
+        ({"verdict": "waived"}, False),
+        ({"verdict": "pass"}, False),
+        ({"verdict": "measured"}, False),
+    ],
+)
+def test_what_does_not_pass_while_memory_runs_out_is_the_jobs(monkeypatch, row, excused) -> None:
+    given = verdict("bash.output", message="exit code 137", **row)
+    watch = Starving(5.0)
+    (seen,) = judged(monkeypatch, [given], watch)
+    assert watch.asked == excused
+    if excused:
+        assert (seen.verdict, seen.hindered, seen.fault) == ("not-measured", True, Fault.CONFIGURATION)
+        assert seen.message == "The kernel killed bwrap. Raise memory. The check had said: exit code 137"
+    else:
+        assert seen == given
+
+
+def test_what_failed_before_memory_ran_out_or_after_it_stands(monkeypatch) -> None:
+    rows = [verdict("bash.output", verdict="fail"), verdict("bash.stderr", verdict="fail")]
+    for times in ((), (25.0,), (-5.0,)):
+        assert judged(monkeypatch, rows, Starving(*times)) == rows
+    first, second = judged(monkeypatch, rows, Starving(15.0))
+    assert (first, second.fault) == (rows[0], Fault.CONFIGURATION)
+
+
+def test_a_check_that_has_memory_run_out_on_purpose_is_not_excused_by_it(monkeypatch) -> None:
+    rows = [verdict("isolation.slot.memory", verdict="fail")]
+    assert judged(monkeypatch, rows, Starving(5.0)) == rows

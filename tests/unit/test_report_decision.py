@@ -740,3 +740,12 @@ def test_of_many_sandboxes_the_first_five_are_named() -> None:
         rows = [row for name in names for row in verdicts(name)]
         sentence = decide(plan(*[planned(name) for name in names]), rows).sentence
         assert f"passed on {named}, of the suites" in sentence
+
+
+def test_how_a_server_ends_that_the_configuration_ended_or_starved_is_not_the_images() -> None:
+    starved = {"verdict": "not-measured", "hindered": True, "fault": Fault.CONFIGURATION, "message": "raise memory"}
+    rows = one(bash_output=starved, teardown_port=FAILS)
+    assert decide(ONE, rows).verdict is Outcome.CONFIGURATION
+    assert decide(ONE, one(teardown_port=FAILS)).verdict is Outcome.REJECTED
+    # What else failed was measured for itself.
+    assert decide(ONE, one(bash_output=starved, bash_exit_code=FAILS)).verdict is Outcome.REJECTED

@@ -21,7 +21,7 @@ from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import signals
 from sifproof.nomad.allocations import Allocation, Event, parse_allocation
 from sifproof.nomad.client import Client, UnreachableError
-from sifproof.nomad.kernel import killed_for_memory
+from sifproof.nomad.kernel import killed_for_memory, kills
 from sifproof.nomad.probe import Node
 from sifproof.nomad.restart import last_start_ns
 from sifproof.nomad.submit import death_of, failure_of, out_of_memory, unplanned_end, was_killed
@@ -68,6 +68,7 @@ class Watch:
         self._port = port
         self._run = run
         self._began_ns = last_start_ns(allocation)
+        self._since = time.monotonic()
         self._client: Client | None = None
         self._lock = threading.RLock()
         self._expected = 0
@@ -101,6 +102,29 @@ class Watch:
         with self._lock:
             self._loss = self._loss or self._unreached()
             return self._loss
+
+    def kills(self) -> list[tuple[float, str]]:
+        """When the kernel killed processes of the allocation at the limit of its job (monotonic clock); and which.
+
+        Only since it is watched, and where the kernel's log can be read.
+        """
+        with self._lock:
+            try:
+                seen = kills(self._node(), self._allocation.id)
+            except SifproofError:
+                return []
+        now = time.monotonic()
+        return [(now - kill.age_s, kill.task) for kill in seen if now - kill.age_s > self._since]
+
+    def starved(self, task: str) -> SifproofError:
+        """That the kernel killed ``task``, which does nothing for its image's sake."""
+        return SifproofError(
+            f"The kernel killed {task or 'a process'} of allocation {self._allocation.id[:8]} on node "
+            f"{self._allocation.node_name}",
+            why="its server and what runs there used more than the memory reserved for it",
+            todo="raise memory",
+            fault=Fault.CONFIGURATION,
+        )
 
     def unanswered(self) -> None:
         """To be called where a request got no answer; raises :class:`Lost` where none will."""
@@ -226,6 +250,8 @@ class Watch:
             return self._asked() or Loss(unknown, died=False)
         if loss := self._asked():
             return loss
+        if (silence.connected or (silence.refused and not lives)) and (killed := self.kills()):
+            return Loss(self.starved(killed[-1][1]), died=True)
         if silence.connected or (silence.refused and not lives):
             mute = SifproofError(
                 f"The server of {where} {'hangs' if silence.connected else 'listens no more'}",

@@ -72,6 +72,8 @@ class Check:
         of a check that measures: unit of its value, ``s``, ``B`` or ``/s``, and whether a limit is the least allowed.
     ``limit_judges``
         of a check that measures: without a limit of the config nothing is judged, and the verdict is ``measured``.
+    ``takes_memory``
+        it has the memory of the job run out on purpose.
     ``once``
         not tried a second time when it fails: it changes what it looks at, or has waited already.
     """
@@ -91,6 +93,7 @@ class Check:
     limit_judges: bool = False
     once: bool = False
     given_by: tuple[str, ...] = ()
+    takes_memory: bool = False
 
     @property
     def suite(self) -> str:
@@ -118,6 +121,7 @@ def check(
     limit_judges: bool = False,
     once: bool = False,
     given_by: tuple[str, ...] = (),
+    takes_memory: bool = False,
 ) -> Callable[[F], F]:
     """Register the function below as the check ``id``; the arguments are those of :class:`Check`.
 
@@ -144,6 +148,7 @@ def check(
             limit_judges,
             once,
             given_by,
+            takes_memory,
         )
         return function
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, TextIO
@@ -20,10 +21,13 @@ from sifproof.nomad import deployed_job, teardown
 from sifproof.nomad.allocations import Allocation, parse_allocation
 from sifproof.nomad.submit import check_alive
 from sifproof.nomad.teardown import AllocationEnd
-from sifproof.records import PlannedSandbox, Verdict
+from sifproof.records import FINE, PlannedSandbox, Verdict
 from sifproof.sandbox.client import SandboxClient
 
 Path = str | os.PathLike[str]
+
+_CLOCKS_S = 0.5
+"""How exactly the time of a node's event is known here: a script there has to be started to tell it."""
 
 
 def run_suite(
@@ -80,7 +84,8 @@ def run_suite(
         server.client.on_silence, server.silence_expected = watch.unanswered, watch.silence_expected
         blocked, hindered_by = ways.get(allocation.id, ("", None))
         try:
-            yield from run_checks(checks, server, there, blocked=blocked, hindered_by=hindered_by, look=watch.look)
+            rows = run_checks(checks, server, there, blocked=blocked, hindered_by=hindered_by, look=watch.look)
+            yield from unless_starved(rows, watch, there)
         finally:
             watch.close()
             server.client.on_silence = lambda: None
@@ -91,6 +96,36 @@ def run_suite(
                     f"What suite {name} started beside allocation {allocation.id} could not all be ended: {error} "
                     f"What is left of it ends with the run's jobs; their ids begin with {planned.job_id}."
                 )
+
+
+def unless_starved(rows: Iterable[Verdict], watch: Watch, context: Context) -> list[Verdict]:
+    """``rows``, made one by one; what did not pass is no evidence where the kernel killed meanwhile for want of memory.
+
+    It ends commands first, and leaves a server that hardly moves: there is no check that this can't turn red, but for
+    one that has memory run out on purpose.
+    """
+    known, every, began = registry.load(), [], time.monotonic()
+    for row in rows:
+        ended = time.monotonic()
+        every.append((row, began, ended))
+        began = ended
+
+    def troubled(row: Verdict) -> bool:
+        bad = row.required and row.verdict not in {*FINE, "waived"} and not row.hindered
+        return bad and not known[row.check].takes_memory
+
+    kills = watch.kills() if any(troubled(row) for row, _, _ in every) else []
+    judged = []
+    for row, first, last in every:
+        meanwhile = [task for at, task in kills if first - _CLOCKS_S < at < last + _CLOCKS_S]
+        if meanwhile and troubled(row):
+            error = watch.starved(meanwhile[-1])
+            context.say(f"{row.check} is not held against the image: {error}")
+            message = f"{error} The check had said: {row.message}"
+            changes = {"verdict": "not-measured", "hindered": True, "fault": error.fault, "message": message}
+            row = row.model_copy(update=changes)  # noqa: PLW2901
+        judged.append(row)
+    return judged
 
 
 def as_deployed(sandbox: config.Sandbox, slots: int, job: Mapping[str, Any]) -> config.Sandbox:

@@ -265,6 +265,8 @@ def _failures(
     # Within a suite, verdicts stand in the order they were made.
     places = {id(row): (_order(row.suite, suites), number) for number, row in enumerate(rows)}
     lost = [row for row in rows if row.hindered and row.fault is Fault.INFRASTRUCTURE]
+    # How a server ends that has been ended already, or starves, says nothing of it.
+    ended_by_config = {row.allocation for row in rows if row.hindered and row.fault is Fault.CONFIGURATION}
     reasons = []
     for row in failed:
         fault = row.fault
@@ -276,6 +278,8 @@ def _failures(
             or any(f.fault is Fault.INFRASTRUCTURE and _explains(f, row.suite, suites) for f in faults)
         ):
             fault = Fault.INFRASTRUCTURE
+        if fault is Fault.IMAGE and row.suite == TEARDOWN and row.allocation in ended_by_config:
+            fault = Fault.CONFIGURATION
         description = describe(row.check) if describe else None
         said = "passed only sometimes" if row.verdict == "flaky" else "failed"
         reasons.append(

@@ -754,6 +754,7 @@ def disk(server: Server) -> Finding:
     todo="Let commands be ended before the server (`oom_score_adj`), or limit the memory of each slot.",
     waits_s=_PEAK_S,
     once=True,
+    takes_memory=True,
 )
 def memory(server: Server) -> Finding:
     limits = _limits(server)
