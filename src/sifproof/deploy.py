@@ -15,13 +15,18 @@ from typing import Any
 from sifproof import config, locks, stages
 from sifproof.cluster import Cluster, Endpoints
 from sifproof.doctor.record import Doctor
+from sifproof.errors import SifproofError
 from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
 from sifproof.nomad import deployed_job, job
 from sifproof.nomad import submit as submission
 from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import Client
+from sifproof.nomad.job import META_RUN
+from sifproof.nomad.kernel import kills
+from sifproof.nomad.probe import Node
 from sifproof.nomad.static_port import pick_static_port
+from sifproof.nomad.submit import out_of_memory, unplanned_end
 from sifproof.nomad.userns import needs_userns
 from sifproof.records import PlannedSandbox, write_atomically
 from sifproof.run import Run
@@ -188,16 +193,19 @@ def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster,
     with cluster.connect(settings.nomad) as client:
         begin = time.monotonic()
         submission.submit(client, content)
-        submitted = time.monotonic()
-        placed = submission.wait_for_allocations(client, job_id, planned.count, within_s, started=False)
-        # Asked from now on: Nomad says "running" a while after a server may have answered.
-        with _first_answers(placed, tokens.read(Path(job_file))) as answers:
-            left = max(within_s - (time.monotonic() - submitted), 1.0)
-            found = submission.wait_for_allocations(client, job_id, planned.count, left)
-            running = time.monotonic()
-            patience_s = settings.nomad.ready_within_s
-            while wait(answers.values(), timeout=0.5).not_done and time.monotonic() < running + patience_s:
-                submission.check_alive(client, get_job_allocations(client, job_id))
+        try:
+            submitted = time.monotonic()
+            placed = submission.wait_for_allocations(client, job_id, planned.count, within_s, started=False)
+            # Asked from now on: Nomad says "running" a while after a server may have answered.
+            with _first_answers(placed, tokens.read(Path(job_file))) as answers:
+                left = max(within_s - (time.monotonic() - submitted), 1.0)
+                found = submission.wait_for_allocations(client, job_id, planned.count, left)
+                running = time.monotonic()
+                patience_s = settings.nomad.ready_within_s
+                while wait(answers.values(), timeout=0.5).not_done and time.monotonic() < running + patience_s:
+                    submission.check_alive(client, get_job_allocations(client, job_id))
+        except SifproofError as error:
+            raise _unless_starved(client, content, error) from None
     times = {id: at - begin for id, answer in answers.items() if (at := answer.result()) is not None}
     seconds = {"submit": submitted - begin, "place and start": running - submitted}
     if len(times) == len(answers):
@@ -208,6 +216,24 @@ def submit(planned: PlannedSandbox, settings: config.Settings, cluster: Cluster,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         healthy_s={id: round(value, 4) for id, value in times.items()},
     )
+
+
+def _unless_starved(client: Client, content: Mapping[str, Any], error: SifproofError) -> SifproofError:
+    """``error`` of a job that did not come to run; another where the kernel killed processes of it for want of memory.
+
+    It may kill the one that mounts the image, and the server ends as if its files were damaged.
+    """
+    job = content["Job"]
+    try:
+        for one in get_job_allocations(client, job["ID"]):
+            if unplanned_end(one) is None:
+                continue
+            node = Node(client, one.node_id, one.node_name, run=job["Meta"][META_RUN])
+            if killed := kills(node, one.id):
+                return out_of_memory(one, f"the kernel killed {killed[-1].task or 'a process'} of it; {error.why}")
+    except SifproofError:  # who can't be asked knows of nothing else
+        return error
+    return error
 
 
 @contextmanager

@@ -5,10 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
+from test_nomad_allocations import RAW
 
 from sifproof import config, deploy
 from sifproof.cluster import Cluster
 from sifproof.errors import Fault, SifproofError
+from sifproof.nomad.allocations import Allocation, parse_allocation
+from sifproof.nomad.job import META_RUN
+from sifproof.nomad.kernel import Kill
+from sifproof.nomad.probe import ProbeError
 from sifproof.records import PlannedSandbox
 from sifproof.run import Run
 from sifproof.sandbox import tokens
@@ -121,3 +126,44 @@ def test_a_file_without_a_token_is_refused(tmp_path, content):
         render(tmp_path, given(tmp_path, job_token=str(tmp_path / "secret")))
     assert raised.value.fault is Fault.CONFIGURATION
     assert content not in str(raised.value) or not content
+
+
+def ended(*types: str) -> Allocation:
+    """An allocation whose task has these events."""
+    events = [{"Type": kind, "Time": number} for number, kind in enumerate(types, 1)]
+    return parse_allocation({**RAW, "ClientStatus": "failed", "TaskStates": {"server": {"Events": events}}})
+
+
+MUTE = SifproofError("The server ended by itself", why="exit code 135", fault=Fault.INFRASTRUCTURE)
+JOB = {"Job": {"ID": "sifproof-r-box", "Meta": {META_RUN: "r"}}}
+
+
+def judged(monkeypatch, allocations, killed) -> SifproofError:
+    def kills(*_):
+        if isinstance(killed, Exception):
+            raise killed
+        return killed
+
+    monkeypatch.setattr(deploy, "get_job_allocations", lambda *_: allocations)
+    monkeypatch.setattr(deploy, "kills", kills)
+    return deploy._unless_starved(None, JOB, MUTE)
+
+
+def test_a_server_that_dies_at_its_start_for_want_of_memory_is_the_configurations(monkeypatch):
+    found = judged(monkeypatch, [ended("Started"), ended("Started", "Terminated")], [Kill("squashfuse_ll", 3.0)])
+    assert (found.fault, found.todo) == (Fault.CONFIGURATION, "raise memory")
+    assert "killed squashfuse_ll" in found.why and "exit code 135" in found.why
+
+
+@pytest.mark.parametrize(
+    ("allocations", "killed"),
+    [
+        ([], [Kill("tail", 1.0)]),
+        ([ended("Started")], [Kill("tail", 1.0)]),
+        ([ended("Started", "Killing", "Terminated")], [Kill("tail", 1.0)]),
+        ([ended("Started", "Terminated")], []),
+        ([ended("Started", "Terminated")], ProbeError("no way to the node")),
+    ],
+)
+def test_else_what_was_seen_of_its_start_stands(monkeypatch, allocations, killed):
+    assert judged(monkeypatch, allocations, killed) is MUTE
