@@ -268,15 +268,22 @@ def short_timeout(server: Server) -> Finding:
 
 @check(
     "bash.fresh",
-    "Each command of `bash` starts anew: what the one before exported, and where it went, is forgotten.",
+    "Each command of `bash` starts anew: the variables, functions and options of the one before, and where it went, "
+    "are forgotten.",
     why="A variable that stays behind changes what the next command does, and nobody sees why.",
     todo="Start a shell for each command, with an environment that is made for it.",
 )
 def fresh(server: Server) -> Finding:
     word = nonce()
     home = server.bash("pwd")
-    made = server.bash(f"export sifproof_word={word}; mkdir {word} && cd {word} && umask 000")
-    after = server.bash(f'echo "[$sifproof_word]"; pwd; rmdir {word}')
+    made = server.bash(
+        f"export sifproof_word={word}; sifproof_own={word}; sifproof_tell() {{ echo {word}; }}; "
+        f"mkdir {word} && cd {word} && umask 000 && set -f"
+    )
+    after = server.bash(
+        'echo "[$sifproof_word$sifproof_own]"; type sifproof_tell >/dev/null 2>&1 && echo function; '
+        f"case $- in *f*) echo option;; esac; pwd; rmdir {word}"
+    )
     return expect(
         made.success and after.success and after.output.strip().splitlines() == ["[]", home.output.strip()],
         f"before: {home}; {made}; after: {after}",
@@ -340,18 +347,21 @@ for f in /proc/$$/fd/*; do
 done"""
 
 
-def _surroundings(server: Server) -> list[list[str]]:
-    """What a command finds itself in, line by line; asked once for all checks."""
-    result = server.share("surroundings", lambda: server.bash(_SURROUNDINGS))
+Run = Callable[[str], Result]
+
+
+def _surroundings(server: Server, run: Run | None = None) -> list[list[str]]:
+    """What a command finds itself in, line by line; asked once for all checks, or anew where ``run`` runs it."""
+    result = run(_SURROUNDINGS) if run else server.share("surroundings", lambda: server.bash(_SURROUNDINGS))
     lines = [line.split() for line in result.output.splitlines() if line.strip()]
     if not any(words[0] == "letters" for words in lines):
         raise NotMeasured(f"a command can't tell what it finds itself in: {result}")
     return lines
 
 
-def _limits(server: Server, *wanted: tuple[str, int, int]) -> Finding:
+def _limits(server: Server, *wanted: tuple[str, int, int], run: Run | None = None) -> Finding:
     """Whether each limit, by its name in :data:`_SURROUNDINGS`, in a unit of so many bytes, is as much as wanted."""
-    told = {words[0]: words[1] for words in _surroundings(server) if len(words) == 2}
+    told = {words[0]: words[1] for words in _surroundings(server, run) if len(words) == 2}
     low = [
         f"{name}: {int(told[name]) * unit:,}, {least:,} expected"
         for name, unit, least in wanted
@@ -384,8 +394,13 @@ def _limits_of_node(server: Server, *wanted: tuple[str, int, int]) -> bool:
     todo="Look for `RLIMIT_NOFILE` and `RLIMIT_FSIZE` in the server, and at `ulimit -a` of who starts it.",
 )
 def limits(server: Server) -> Finding:
+    return limits_of(server)
+
+
+def limits_of(server: Server, run: Run | None = None) -> Finding:
+    """Whether a command may have enough files open, and write a large one; one of `bash`, or one that ``run`` runs."""
     # POSIX counts files in blocks of 512 bytes, bash in those of 1024.
-    return _limits(server, ("open", 1, OPEN_FILES), ("size", 1024, FILE_BYTES))
+    return _limits(server, ("open", 1, OPEN_FILES), ("size", 1024, FILE_BYTES), run=run)
 
 
 @check(
@@ -406,7 +421,12 @@ def address_space(server: Server) -> Finding:
     todo="Open sockets with `O_CLOEXEC`, and close what a command does not need before it starts.",
 )
 def descriptors(server: Server) -> Finding:
-    lines = _surroundings(server)
+    return descriptors_of(server)
+
+
+def descriptors_of(server: Server, run: Run | None = None) -> Finding:
+    """Whether a command holds a TCP connection when it starts; one of `bash`, or one that ``run`` runs."""
+    lines = _surroundings(server, run)
     held = [words for words in lines if words[0] == "fd" and len(words) == 3]
     if not held:
         raise NotApplicable("a command does not see its own descriptors in /proc")

@@ -211,10 +211,11 @@ def slot_list(server: Server) -> Finding:
 
 @check(
     "health.current-call",
-    "While a call runs, `/slots` names it by its `execution_id` as its slot's `current_execution_id`, and no other.",
+    "While a call runs, one of a batch too, `/slots` names it by its `execution_id` as its slot's "
+    "`current_execution_id`, and no other: none that waits for its turn, and it to its end, whatever ends elsewhere.",
     why="Who looks for a call that hangs finds its slot by it.",
     todo="Set the slot's `current_execution_id` when its call begins, and clear it when it ends.",
-    waits_s=0.3,
+    waits_s=0.6,
 )
 def current_call(server: Server) -> Finding:
     seen: set[str] = set()
@@ -222,25 +223,44 @@ def current_call(server: Server) -> Finding:
     # A loaded machine gets a second, longer look before it is a failure.
     for seconds in (0.3, 3.0):
         word, slot = nonce(), server.slot()
-        call = {"command": f"sleep {seconds}"}
-        with ThreadPoolExecutor(1) as worker:
+        call = {"command": f"sleep {seconds}; : > {word}"}
+        # It waits for its turn, and comes in the other way.
+        behind = {"slot_id": slot, "tool": "bash", "args": {"command": f"sleep {seconds}"}, "execution_id": f"{word}-2"}
+        look = {"slot_id": slot, "path": word}
+        with ThreadPoolExecutor(2) as worker:
             running = worker.submit(server.client.execute, slot, "bash", call, execution_id=word)
-            while not running.done():
+            while not running.done() and "the call" not in seen:
                 seen |= {_named(entry, slot, word) for entry in server.client.slots()}
+            waiting = worker.submit(server.client.batch, [behind])
+            while not waiting.done():
+                # A call elsewhere, which begins and ends meanwhile.
+                if server.slots > 1:
+                    server.client.execute(server.slot(1), "read_file", {"path": word})
+                named = {_named(entry, slot, word, f"{word}-2") for entry in server.client.slots()}
+                # What the first leaves at its end tells whether it was still running when that was asked.
+                ended = server.client.request("POST", "/artifacts/read", look)[0] == 200
+                if running.done():
+                    ended |= not running.result().success  # it may not have come to that
+                elif not ended and "the call" in seen and "the call" not in named:
+                    named.add("no longer the call while it ran")
+                seen |= {f"{what} before its turn" if what == "the next" and not ended else what for what in named}
         after = {entry.get("current_execution_id") for entry in server.client.slots()}
-        waited_s += seconds
-        if "the call" in seen:
+        server.remove(word)
+        waited_s += 2 * seconds
+        if {"the call", "the next"} <= seen:
             break
     return expect(
-        seen <= {"the call", "nothing"} and "the call" in seen and after == {None},
-        f"named while it ran: {', '.join(sorted(seen))}; afterwards: {after}",
+        seen <= {"the call", "the next", "nothing"} and {"the call", "the next"} <= seen and after == {None},
+        f"named while they ran: {', '.join(sorted(seen))}; afterwards: {after}",
         waited_s=waited_s,
     )
 
 
-def _named(entry: dict[str, object], slot: str, word: str) -> str:
-    """What a slot says that it executes, while ``word`` runs in ``slot``."""
+def _named(entry: dict[str, object], slot: str, word: str, behind: str = "") -> str:
+    """What a slot says that it executes, while ``word`` runs in ``slot``, and ``behind`` after it."""
     current = entry.get("current_execution_id")
     if current is None:
         return "nothing"
+    if (current, entry.get("slot_id")) == (behind, slot):
+        return "the next"
     return "the call" if (current, entry.get("slot_id")) == (word, slot) else f"{current!r} by {entry.get('slot_id')}"

@@ -7,7 +7,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from sifproof.checks.bash import LONG_COMMAND_BYTES, OUTPUT_LIMIT, fill
+from sifproof.checks.bash import (
+    FILE_BYTES,
+    LONG_COMMAND_BYTES,
+    OPEN_FILES,
+    OUTPUT_LIMIT,
+    descriptors_of,
+    fill,
+    limits_of,
+)
 from sifproof.checks.bubblewrap import network_kept_or_refused
 from sifproof.checks.children import Children
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
@@ -426,6 +434,27 @@ def exit_tree(server: Server) -> Finding:
 
 
 @check(
+    "stateful.short-timeout",
+    "A time-out of a few milliseconds ends a session's command, at whatever moment of the session's start, and the "
+    "next call works.",
+    why="A session that is given up while it is being made may be neither there nor gone, and its slot is lost.",
+    todo="Begin a new session where the old one did not come up, and hold the slot until what was started is gone.",
+)
+def short_timeout(server: Server) -> Finding:
+    wrong = []
+    with _session(server) as session:
+        for milliseconds in range(1, 17, 3):
+            session.renew()
+            word = nonce()
+            cut = session.run(f"sleep {_LONG_S}", timeout_s=milliseconds / 1000)
+            after = session.run(f"echo {word}")
+            if cut.success or cut.metadata.get("timeout") is not True or _lines(after) != [word]:
+                wrong.append(f"after {milliseconds} ms: {_all(cut, after)}")
+                break  # each may take as long as its command
+    return expect(not wrong, "; ".join(wrong) or "time-outs of 1 to 16 ms")
+
+
+@check(
     "stateful.timeout-tree",
     "A time-out ends all that the session's command started: a loop of the shell itself, and what is in other process "
     "groups and sessions, or deaf to SIGTERM.",
@@ -502,6 +531,43 @@ def no_network(server: Server) -> Finding:
             return session.run(command, timeout_s=30.0, **flags)
 
         return network_kept_or_refused(server, call)
+
+
+@check(
+    "stateful.own-state",
+    "What a session has exported, and where it went, is not what a command of `bash` in its slot finds.",
+    why="A variable of one shell that turns up in another changes what it does, and nobody sees why.",
+    todo="Start a shell for each command of `bash`, with an environment that is made for it.",
+)
+def own_state(server: Server) -> Finding:
+    with _session(server) as session:
+        word = nonce()
+        home = server.bash("pwd")
+        made = session.run(f"export sifproof_word={word}; mkdir {word} && cd {word}")
+        seen = server.bash('echo "[$sifproof_word]"; pwd')
+    return expect(made.success and _lines(seen) == ["[]", *_lines(home)], _all(home, made, seen))
+
+
+@check(
+    "stateful.limits",
+    f"A command of a session may have {OPEN_FILES} files open, and write one of {FILE_BYTES >> 20} MiB.",
+    why="Builds, tests and downloads do both; what fails then blames the disk or the program.",
+    todo="Look for `RLIMIT_NOFILE` and `RLIMIT_FSIZE` where the session's shell is started.",
+)
+def limits(server: Server) -> Finding:
+    with _session(server) as session:
+        return limits_of(server, session.run)
+
+
+@check(
+    "stateful.descriptors",
+    "A session's commands inherit no connection of the server's, nor the socket that it listens on.",
+    why="One that accepts on it answers in the server's place, to clients of every slot.",
+    todo="Open sockets with `O_CLOEXEC`, and close what the session's shell does not need before it starts.",
+)
+def descriptors(server: Server) -> Finding:
+    with _session(server) as session:
+        return descriptors_of(server, session.run)
 
 
 @check(

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from defects import failure, is_call, open_locks, turns_red
@@ -165,6 +166,16 @@ async def exports_stay(path, call, go):
     return await go(call)
 
 
+@turns_red("bash.fresh")
+async def functions_stay(path, call, go):
+    """A function that a command defines is there for the next one of its slot."""
+    if is_call(call, "bash"):
+        kept = "/tmp/.functions.$(id -u)"
+        head = f"if test -f {kept}; then . {kept}; fi; trap 'declare -f sifproof_tell > {kept}' EXIT\n"
+        call["args"]["command"] = head + call["args"]["command"]
+    return await go(call)
+
+
 @turns_red("bash.short-timeout")
 async def short_time_outs_rounded_up(path, call, go):
     """A time-out of less than 0.1 s is taken for one of three seconds."""
@@ -304,9 +315,8 @@ async def address_space_for_memory(path, call, go):
     return await under("ulimit -v 524288", call, go)
 
 
-@turns_red("bash.descriptors")
-def listening_socket_inherited(arguments):
-    """Commands inherit the socket that the server listens on."""
+def inherit_the_listening_socket(of: Callable[[Sequence[str]], bool]) -> None:
+    """Commands for which ``of`` says so inherit the socket that the server listens on."""
     from slotserver.slots import Slot
 
     start = Slot.start
@@ -322,10 +332,16 @@ def listening_socket_inherited(arguments):
             found.detach()
 
     def with_it(self, command, *, pass_fds=(), **options):
-        held = filter(listens, (int(entry.name) for entry in Path("/proc/self/fd").iterdir()))
+        held = filter(listens, (int(entry.name) for entry in Path("/proc/self/fd").iterdir() if of(command)))
         return start(self, command, pass_fds=(*pass_fds, *held), **options)
 
     Slot.start = with_it
+
+
+@turns_red("bash.descriptors")
+def listening_socket_inherited(arguments):
+    """Commands of `bash` inherit the socket that the server listens on."""
+    inherit_the_listening_socket(lambda command: "-c" in command)
 
 
 @turns_red("bash.localhost", nomad=True)

@@ -159,6 +159,14 @@ async def opened_before_it_is_looked_at(path, call, go):
     return answer
 
 
+@turns_red("files.refused-write")
+async def no_content_is_an_empty_one(path, call, go):
+    """Writing without a content empties the file."""
+    if is_call(call, "write_file"):
+        call["args"].setdefault("content", "")
+    return await go(call)
+
+
 @turns_red("files.in-turn")
 def files_without_the_lock(arguments):
     """`read_file` and `write_file` do not wait for the command that runs in their slot."""
@@ -188,6 +196,27 @@ async def no_links_at_all(path, call, go):
         target = await real(call, go)
         if target.is_symlink() or target.parent.is_symlink():
             return failure("Access denied: path outside workspace")
+    return await go(call)
+
+
+@turns_red("files.inner-link")
+async def links_are_written_over(path, call, go):
+    """Writing to a link puts a file into its place."""
+    if is_call(call, "write_file"):
+        target = await real(call, go)
+        # One that leads out of the workspace is refused.
+        if target.is_symlink() and target.resolve().is_relative_to(target.parent.resolve()):
+            target.unlink()
+    return await go(call)
+
+
+@turns_red("files.inner-link")
+async def links_upwards_refused(path, call, go):
+    """A link that leads up is refused, though it stays in the workspace."""
+    if is_call(call, "read_file") and (target := await real(call, go)).is_symlink():
+        return (
+            await go(call) if ".." not in str(target.readlink()) else failure("Access denied: path outside workspace")
+        )
     return await go(call)
 
 

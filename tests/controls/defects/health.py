@@ -1,5 +1,6 @@
 """Who answers, and how it says that it is well."""
 
+import contextvars
 import os
 import signal
 import sys
@@ -109,3 +110,53 @@ async def last_call_named_for_ever(path, call, go):
 
 
 LAST: dict[str, str] = {}
+
+
+@turns_red("health.current-call")
+def calls_named_before_their_turn(arguments):
+    """`/slots` names the call that came last, though it still waits for the one that runs."""
+    from slotserver import slots
+
+    in_turn = slots._in_turn
+
+    async def named(slot, work, execution_id):
+        slot.execution_id = execution_id
+        return await in_turn(slot, work, execution_id)
+
+    slots._in_turn = named
+
+
+@turns_red("health.current-call")
+def each_end_ends_every_name(arguments):
+    """At the end of a call `/slots` forgets the calls of all slots."""
+    from slotserver import slots
+
+    in_turn, known = slots._in_turn, set()
+
+    async def forgetting(slot, work, execution_id):
+        known.add(slot)
+        try:
+            return await in_turn(slot, work, execution_id)
+        finally:
+            for other in known:
+                other.execution_id = None
+
+    slots._in_turn = forgetting
+
+
+@turns_red("health.current-call")
+def calls_of_batches_without_a_name(arguments):
+    """`/slots` does not name the calls of a batch."""
+    from slotserver import api, slots
+
+    batch, in_turn = api.Api.batch, slots._in_turn
+    in_batch = contextvars.ContextVar("in_batch", default=False)
+
+    async def told(self, request):
+        in_batch.set(True)
+        return await batch(self, request)
+
+    async def unnamed(slot, work, execution_id):
+        return await in_turn(slot, work, None if in_batch.get() else execution_id)
+
+    api.Api.batch, slots._in_turn = told, unnamed

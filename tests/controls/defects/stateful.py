@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 
 from defects import InternalError, failure, is_call, no_locks_for, turns_red
-from defects.bash import leave_children
+from defects.bash import inherit_the_listening_socket, leave_children
 
 LAST: dict[str, str] = {}
 
@@ -378,3 +378,35 @@ def what_sessions_leave_lives_on(arguments):
 def time_outs_end_the_shell_alone(arguments):
     """A time-out ends a session's shell, and nothing that its command has started."""
     leave_children("timeout", "all", SHELL)
+
+
+@turns_red("stateful.own-state")
+async def exports_of_sessions_in_every_command(path, call, go):
+    """What a session exports is there for the commands of `bash` in its slot."""
+    kept = "$TMPDIR/.exports"
+    if is_call(call, "bash_stateful"):
+        end = f"{{ keeper=$?; export -p | grep sifproof_ > {kept}; (exit $keeper); }} 2>/dev/null"
+        call["args"]["command"] += f"\n{end}" if "sifproof_word" in call["args"]["command"] else ""
+    elif is_call(call, "bash"):
+        call["args"]["command"] = f"if test -f {kept}; then . {kept}; fi\n{call['args']['command']}"
+    return await go(call)
+
+
+@turns_red("stateful.limits")
+async def sessions_with_few_files(path, call, go):
+    """A command of a session may have no more than 64 files open."""
+    if is_call(call, "bash_stateful") and "ulimit -n" in call["args"]["command"]:
+        call["args"]["command"] = f"ulimit -n 64\n{call['args']['command']}"
+    return await go(call)
+
+
+@turns_red("stateful.descriptors")
+def sessions_inherit_the_listening_socket(arguments):
+    """The commands of a session inherit the socket that the server listens on."""
+    inherit_the_listening_socket(lambda command: (*command,) == SHELL)
+
+
+@turns_red("stateful.short-timeout")
+async def short_time_outs_of_sessions_forgotten(path, call, go):
+    """A time-out of less than 10 ms is none to a session."""
+    return await go(call | {"timeout": 30.0} if is_call(call, "bash_stateful") and call["timeout"] < 0.01 else call)
