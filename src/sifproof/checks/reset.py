@@ -12,6 +12,7 @@ from sifproof.checks.isolation.slot import CACHES, TEMPORARY
 from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
 from sifproof.checks.server import Server, nonce
 from sifproof.errors import SifproofError
+from sifproof.sandbox.client import Result
 
 
 @check(
@@ -49,7 +50,7 @@ _OPEN = re.compile(r"^drwx", re.MULTILINE)
 _TMP = '"${TMPDIR:-/tmp}"'
 _WORKS = f"""
 ls -ld . && echo usable > file && cat file && rm file
-ls -A . {_TMP} | grep kept | sed "s/^/still there: /"
+if [ -e kept ]; then echo "still there: kept"; fi
 if : > {_TMP}/kept; then rm -f {_TMP}/kept; else echo "/tmp can't be written to"; fi
 """
 _ROUNDS = (("000", "bash"), ("000", "bash_stateful"), ("000", ""), ("100", ""), ("555", "bash"))
@@ -59,8 +60,8 @@ _ROUNDS = (("000", "bash"), ("000", "bash_stateful"), ("000", ""), ("100", ""), 
 @check(
     "reset.closed",
     "After a command closed its slot's directory, or its `/tmp` where it has one of its own (`chmod 000 .`), the next "
-    "command runs, and after a reset both are empty and open for reading and writing; so they are where a command made "
-    "them read-only.",
+    "command runs, and after a reset both are open for reading and writing, and the directory is empty; so they are "
+    "where a command made them read-only.",
     why="One `chmod -R` that goes wrong would else cost a slot, for its agent and for all after it, while `/health` "
     "says ok.",
     todo="Before each command see that the slot's directories can be entered, and let a reset give them their first "
@@ -78,8 +79,7 @@ def closed(server: Server) -> Finding:
         for mode, tool in _ROUNDS:
             if tool == "bash_stateful" and not shell:
                 continue
-            kept = f"{{ : > kept; : > {_TMP}/kept; }} 2>/dev/null" if own_tmp else ": > kept"
-            made = server.bash(f"{kept}; {close(mode, own_tmp=own_tmp)}", slot=slot)
+            made = server.bash(f": > kept; {close(mode, own_tmp=own_tmp)}", slot=slot)
             if not made.success:
                 raise NotMeasured(f"a command can't change the mode of its directory: {made}")
             word = f"after `chmod {mode} .`"
@@ -100,7 +100,7 @@ def closed(server: Server) -> Finding:
 
 
 def _spoilt(output: str, own_tmp: bool) -> bool:
-    return own_tmp and ("still there" in output or "can't be written to" in output)
+    return "still there" in output or (own_tmp and "can't be written to" in output)
 
 
 def close(mode: str = "000", *, own_tmp: bool) -> str:
@@ -138,25 +138,40 @@ def opened_in_the_end(server: Server, slot: int) -> Iterator[None]:
 @check(
     "reset.tmp",
     "After a reset nothing is left of what the slot's commands wrote to `/tmp`, `/var/tmp`, `/dev/shm` and the like, "
-    "or to a cache.",
+    "or to a cache: no hidden file, no closed directory, no FIFO.",
     why="The next agent would find the last one's keys, or build with what it left there.",
     todo="Give each slot a `/tmp` of its own and empty it too; where slots share one, remove what the slot's "
     "user owns.",
 )
 def tmp(server: Server) -> Finding:
+    seen = [_left_after_reset(server, slot) for slot in dict.fromkeys((0, server.slots - 1))]
+    if not any(left for left, _, _ in seen):
+        raise NotApplicable(f"a command can write to none of {TEMPORARY}, and to no cache")
+    problems = [problem for _, _, problem in seen if problem]
+    gone = list(dict.fromkeys(place for left, _, _ in seen for place in left))
+    return expect(not problems, "; ".join(problems) or f"reset: {seen[0][1]}; gone from {', '.join(gone)}")
+
+
+def _left_after_reset(server: Server, slot: int) -> tuple[list[str], Result, str]:
+    """Where the slot could leave something, the answer to the reset, and what is wrong; nothing where all is gone."""
     name = nonce()
     places = f'for d in {TEMPORARY} {CACHES}; do f="$d/{name}"; if ! [ "$d" -ef . ]'
+    # Beside a directory that is closed, what a pattern or the kind of a file passes over; and work in the workspace.
     leave = 'mkdir "$f" && echo x > "$f/file" && ln -s / "$f/link" && chmod 500 "$f"'
-    left = server.bash(f'{places} && {leave}; then echo "$d"; fi; done 2>/dev/null; :')
+    more = f'echo x > "$d/.{name}"; mkfifo "$f.fifo"'
+    left = server.bash(
+        f'echo x > {name}; {places} && {leave}; then echo "$d"; {more}; fi; done 2>/dev/null; :', slot=slot
+    )
     if not left.success:
         raise NotMeasured(f"whether a slot can write there could not be seen: {left}")
-    if not left.output.strip():
-        raise NotApplicable(f"a command can write to none of {TEMPORARY}, and to no cache")
-    result = server.client.reset(server.slot())
-    seen = server.bash(f'{places} && [ -e "$f" ]; then echo "$d"; chmod 700 "$f"; rm -rf "$f"; fi; done 2>/dev/null; :')
+    result = server.client.reset(server.slot(slot))
+    look = 'if [ -e "$f" ]; then echo "$d"; chmod 700 "$f"; rm -rf "$f"; fi'
+    every = f'for f in "$f" "$d/.{name}" "$f.fifo"; do {look}; done'
+    seen = server.bash(f"{places}; then {every}; fi; done 2>/dev/null; :", slot=slot)
     found = list(dict.fromkeys(seen.output.split()))
-    there = f"left in {', '.join(found)}" if found else f"gone from {', '.join(dict.fromkeys(left.output.split()))}"
-    return expect(result.success and seen.success and not found, f"reset: {result}; {there}")
+    wrong = not result.success or not seen.success or found
+    problem = f"{server.slot(slot)}: reset: {result}; left in {', '.join(found) or seen}" if wrong else ""
+    return list(dict.fromkeys(left.output.split())), result, problem
 
 
 @check(

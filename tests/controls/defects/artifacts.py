@@ -179,6 +179,15 @@ async def nobody_is_served_while_it_packs(path, call, go):
         return await go(call)
 
 
+@turns_red("artifacts.archive-meanwhile")
+async def one_thread_for_all_files(path, call, go):
+    """While an archive is made, whoever reads, writes or lists files of any slot waits."""
+    if not path.startswith("/artifacts") and call.get("tool") not in ("read_file", "write_file"):
+        return await go(call)
+    async with PACKING:
+        return await go(call)
+
+
 @turns_red("artifacts.outside", elsewhere=("files.outside-directory-link",))
 def reads_through_links(arguments):
     """A file is read through a link to a directory out of the workspace."""

@@ -29,9 +29,9 @@ def in_bubblewrap(change):
     Bubblewrap.argv = argv
 
 
-def bind(words, kind, place):
-    """Bind the directory of all workspaces where it is outside."""
-    folder = str(place.workspace.parent)
+def bind(words, kind, place, own=None):
+    """Bind the directory of all workspaces, or of what else is each slot's ``own``, where it is outside."""
+    folder = str((own or place.workspace).parent)
     end = words.index("--remount-ro")
     return [*words[:end], "--tmpfs", "/data", kind, folder, folder, *words[end:]]
 
@@ -102,6 +102,12 @@ def slots_found_by_name(arguments):
 
     directories.opened = by_name
     directories.close_to_slots = lambda *_: []
+
+
+@turns_red("isolation.slot.tmp", nomad=True)
+def tmps_to_be_read(arguments):
+    """Every command finds the `/tmp` of all slots, read-only, where the server keeps them."""
+    in_bubblewrap(lambda words, place: bind(words, "--ro-bind", place, place.tmp))
 
 
 @turns_red("isolation.slot.files-read", nomad=True)

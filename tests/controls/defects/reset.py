@@ -5,9 +5,9 @@ import os
 from defects import failure, turns_red
 
 
-@turns_red("reset.empties")
+@turns_red("reset.empties", "reset.tmp")
 def hidden_files_stay(arguments):
-    """A reset leaves hidden files."""
+    """A reset leaves hidden files, in the workspace and in `/tmp`."""
     from slotserver.slots import Result, Slot
 
     async def by_a_glob(self):
@@ -52,6 +52,41 @@ def tmp_survives_the_reset(arguments):
     from slotserver import slots
 
     slots._EMPTY = slots._EMPTY.replace('. "$TMPDIR"', ".")
+
+
+@turns_red("reset.tmp", nomad=True)
+def hidden_names_in_tmp_stay(arguments):
+    """A reset leaves the hidden files of the slot's `/tmp`."""
+    otherwise_in_tmp('chmod -R u+rwx "$TMPDIR"/* 2>/dev/null; rm -rf -- "$TMPDIR"/*')
+
+
+@turns_red("reset.tmp", nomad=True)
+def fifos_in_tmp_stay(arguments):
+    """A reset takes files, links and directories away from the slot's `/tmp`, and leaves FIFOs and sockets."""
+    otherwise_in_tmp('chmod -R u+rwx "$TMPDIR"; find "$TMPDIR" -mindepth 1 ! -type p ! -type s -delete 2>/dev/null')
+
+
+@turns_red("reset.tmp", nomad=True)
+def tmp_of_the_first_slot_alone(arguments):
+    """A reset empties the `/tmp` of the first slot, and no other's."""
+    from slotserver.containment import Bubblewrap
+
+    environment = Bubblewrap.environment
+    Bubblewrap.environment = lambda self, place: environment(self, place) | {"SLOT": str(place.index)}
+    otherwise_in_tmp('if [ "$SLOT" = 0 ]; then find "$TMPDIR" -mindepth 1 -exec chmod u+w {} \\; -delete; fi')
+
+
+@turns_red("reset.tmp", nomad=True)
+def tmp_stays_where_the_workspace_has_files(arguments):
+    """A reset of a slot whose workspace holds files empties that alone, and leaves its `/tmp`."""
+    otherwise_in_tmp('if [ -z "$(ls -A)" ]; then chmod -R u+rwx "$TMPDIR"; find "$TMPDIR" -mindepth 1 -delete; fi')
+
+
+def otherwise_in_tmp(script):
+    """Let a reset empty the slot's `/tmp` by ``script``."""
+    from slotserver import slots
+
+    slots._EMPTY = f"{script}\n" + slots._EMPTY.replace('. "$TMPDIR"', ".")
 
 
 @turns_red("reset.only-that-slot")

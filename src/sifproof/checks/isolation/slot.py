@@ -278,6 +278,12 @@ def _left_in_tmp(server: Server, name: str, secret: str) -> tuple[list[str], See
     # One directory may have several names: all is looked at before any of it is changed, by either slot.
     keep = each(f'if echo {secret} > "$f"; then echo "left $d"; fi')
     look = each('if test -e "$f"; then echo "name $d"; if cat "$f"; then echo "text $d"; fi; fi')
+    # Where the server keeps what is a slot's /tmp, by its own name.
+    data = shlex.quote(str(server.client.health().get("data_dir") or "/data"))
+    look += (
+        f"\nfind {data} -mindepth 2 -maxdepth 3 -name {name} 2>/dev/null | while read -r f; do "
+        'if cat "$f"; then echo "text ${f%/*}"; fi; done 2>/dev/null'
+    )
     spoil = each('echo spoilt > "$f"; rm -f "$f"')
     after = each(f'if test "$(cat "$f")" = {secret}; then echo "whole $d"; fi')
     remove = each('rm -f "$f"')
