@@ -395,16 +395,16 @@ def timeout(server: Server) -> Finding:
         word = nonce()
         # A loaded node gets a second, longer look before it is a failure.
         for seconds in (0.7, 5.0):
-            cut = session.run(f"echo {word}; sleep {_LONG_S}; echo late", timeout_s=seconds)
+            cut = session.run(f"echo {word}; echo {word} >&2; sleep {_LONG_S}; echo late", timeout_s=seconds)
             after = session.run("echo usable")
             waited += seconds
-            if _lines(cut) == [word]:
+            if _lines(cut) == [word, word]:
                 break
     return expect(
         not cut.success
         and cut.metadata.get("timeout") is True
         and "timed out" in cut.error
-        and _lines(cut) == [word]
+        and _lines(cut) == [word, word]
         and _lines(after) == ["usable"],
         f"{cut}, metadata {cut.metadata}; afterwards: {after}",
         waited_s=waited,
@@ -572,7 +572,8 @@ def descriptors(server: Server) -> Finding:
 
 @check(
     "stateful.slots-apart",
-    "The sessions of two slots know nothing of each other, and the end of one is not that of the other.",
+    "The sessions of two slots know nothing of each other, and the end of one, by `exit`, a time-out or a reset, is "
+    "not that of the other.",
     why="The slots of one server belong to different agents.",
     todo="Keep one shell for each slot.",
 )
@@ -582,6 +583,8 @@ def slots_apart(server: Server) -> Finding:
         made = one.run(f"kept={word}; mkdir {word}; cd {word}")
         seen = other.run('echo "[$kept]"; pwd')
         other.run("exit 1")
+        other.run(f"sleep {_LONG_S}", timeout_s=0.1)
+        other.renew()
         kept = one.run('echo "$kept"')
     lines = _lines(seen)
     return expect(

@@ -410,3 +410,30 @@ def sessions_inherit_the_listening_socket(arguments):
 async def short_time_outs_of_sessions_forgotten(path, call, go):
     """A time-out of less than 10 ms is none to a session."""
     return await go(call | {"timeout": 30.0} if is_call(call, "bash_stateful") and call["timeout"] < 0.01 else call)
+
+
+@turns_red("stateful.timeout")
+async def error_output_before_a_time_out_lost(path, call, go):
+    """What a session's command wrote to standard error before its time was over is thrown away."""
+    answer = await go(call)
+    if is_call(call, "bash_stateful") and answer["metadata"].get("timeout"):
+        answer["output"] = answer["stdout"].strip()
+    return answer
+
+
+@turns_red("stateful.slots-apart")
+def reset_ends_all_sessions(arguments):
+    """A reset of one slot ends the sessions of all."""
+    from slotserver.slots import Slot
+
+    reset, known = Slot.reset, set()
+
+    async def reset_all(self):
+        known.add(self)
+        for slot in known:
+            if slot.shell and not slot.executing:
+                await slot.shell.end()
+                slot.shell = None
+        return await reset(self)
+
+    Slot.reset = reset_all
