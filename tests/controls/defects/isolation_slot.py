@@ -180,6 +180,21 @@ def commands_raise_the_servers_score(arguments):
     process.Process.__init__ = start
 
 
+@turns_red("isolation.slot.first-to-go", nomad=True)
+def shells_raise_the_servers_score(arguments):
+    """Whoever starts a shell of `bash_stateful` marks himself as the first to go: the server keeps the mark."""
+    from slotserver import shell
+
+    started = shell.Shell.__init__
+
+    def start(self, *args, **options):
+        with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
+            score.write("500")
+        started(self, *args, **options)
+
+    shell.Shell.__init__ = start
+
+
 @turns_red("isolation.slot.memory", "isolation.slot.first-to-go", nomad=True)
 def server_goes_before_its_commands(arguments):
     """When memory runs out, the kernel ends the server rather than the command that took it."""
