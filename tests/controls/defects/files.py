@@ -159,7 +159,7 @@ async def opened_before_it_is_looked_at(path, call, go):
     return answer
 
 
-@turns_red("files.refused-write")
+@turns_red("files.refused-write", elsewhere=("protocol.missing-fields",))
 async def no_content_is_an_empty_one(path, call, go):
     """Writing without a content empties the file."""
     if is_call(call, "write_file"):

@@ -374,7 +374,7 @@ def what_sessions_leave_lives_on(arguments):
     leave_children("end", "all", SHELL)
 
 
-@turns_red("stateful.timeout-tree")
+@turns_red("stateful.timeout-tree", elsewhere=("reset.processes",))
 def time_outs_end_the_shell_alone(arguments):
     """A time-out ends a session's shell, and nothing that its command has started."""
     leave_children("timeout", "all", SHELL)
