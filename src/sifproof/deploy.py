@@ -67,7 +67,8 @@ def render_job(
             tokens.take(output, Path(sandbox.job_token))
         else:
             tokens.remove(output)
-        write_atomically(output, job.render(_deployed(run, planned, settings, cluster, output.parent)))
+        # Its variables may be secrets, and its own file closed to others.
+        write_atomically(output, job.render(_deployed(run, planned, settings, cluster, output.parent)), mode=0o600)
         return
     userns = _userns(sandbox, settings, cluster, doctor) if sandbox.userns == "auto" else sandbox.userns
     # Two jobs of a run that are rendered at once must not pick the same port.

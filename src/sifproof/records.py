@@ -159,12 +159,15 @@ class Plan(BaseModel):
         return next(sandbox for sandbox in self.sandboxes if sandbox.name == name)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader sees the old file or the whole new one, never a part."""
+def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
+    """Write ``text`` to ``path`` so that a reader sees the old file or the whole new one, never a part.
+
+    ``mode`` is that of the new file, less what the umask takes away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
+        with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())

@@ -116,7 +116,8 @@ class House:
         before = config_of_task["args"][-1]
         config_of_task["args"][-1] = line(before)
         change(job)
-        write_atomically(output, stages.json.dumps(job))  # who picks a port reads all of them
+        mode = output.stat().st_mode & 0o777
+        write_atomically(output, stages.json.dumps(job), mode)  # who picks a port reads all of them
         with self.cluster.connect(whole.nomad) as client:
             try:
                 endpoints: Endpoints = submit(planned, whole, self.cluster, str(output))

@@ -134,6 +134,7 @@ def test_the_job_of_production_is_tested_as_it_is(house, userns, exposed, tmp_pa
     file.write_text(HCL.format(port=port, slots=SLOTS, flags=userns))
     given = {"job": str(file), "job_variables": {"sif": str(Path(sif).resolve())}, "datacenter": "dc1"}
     with house.sandbox("production-job", **given) as server:
+        assert server.placed.job_file.stat().st_mode & 0o077 == 0
         job = server.placed.job["Job"]
         (group,) = job["TaskGroups"]
         assert (job["Meta"]["team"], group["Count"], group["RestartPolicy"]["Attempts"]) == ("agents", 1, 3)

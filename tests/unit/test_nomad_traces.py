@@ -14,9 +14,11 @@ import pytest
 from checkout import wait_until
 
 from sifproof import locks, tools
-from sifproof.checks.teardown import Ended, processes
+from sifproof.checks.registry import NotMeasured
+from sifproof.checks.teardown import Ended, graceful, processes
 from sifproof.nomad import local, remains, traces
-from sifproof.nomad.teardown import AllocationEnd
+from sifproof.nomad.allocations import Allocation, parse_allocation
+from sifproof.nomad.teardown import AllocationEnd, _was_killed
 from sifproof.nomad.traces import Process
 
 # Of this process alone: others may run the same tests on this machine.
@@ -110,6 +112,43 @@ def test_under_docker_a_fuse_program_is_a_process_like_any_other(driver: str, pa
         containers=[],
     )
     assert processes(Ended(end, True, 5.0, driver)).passed is passed
+
+
+def ended_with(**details: str) -> Allocation:
+    events = [{"Type": "Terminated", "Time": 1, "Details": details}] if details else []
+    return parse_allocation({"ID": ID, "TaskStates": {"server": {"Events": events}}})
+
+
+@pytest.mark.parametrize(
+    ("end", "ended_s", "terminal_s", "killed"),
+    [
+        (ended_with(exit_code="137"), 0.1, 0.1, True),
+        (ended_with(exit_code="0", signal="9"), 0.1, 0.1, True),
+        (ended_with(exit_code="143"), 9.0, 9.0, False),
+        (ended_with(exit_code="-1"), 0.2, 0.3, False),
+        (ended_with(exit_code="-1"), None, 0.3, False),
+        (ended_with(exit_code="-1"), 0.2, 9.0, False),
+        (ended_with(exit_code="-1"), 5.1, 5.2, None),
+        (ended_with(), 0.2, None, False),
+        (ended_with(), None, None, None),
+    ],
+)
+def test_where_nomad_missed_the_exit_code_time_tells_who_was_not_killed(
+    end: Allocation, ended_s: float | None, terminal_s: float | None, killed: bool | None
+) -> None:
+    assert _was_killed(end, ended_s, terminal_s, [{"Name": "server", "KillTimeout": 5_000_000_000}]) is killed
+
+
+@pytest.mark.parametrize(("killed", "passed"), [(False, True), (True, False), (None, None)])
+def test_a_server_of_which_nobody_knows_whether_it_was_killed_passes_nothing(
+    killed: bool | None, passed: bool | None
+) -> None:
+    end = AllocationEnd.model_construct(terminal_s=5.2, exit_code=None, killed=killed)
+    if passed is None:
+        with pytest.raises(NotMeasured, match="Nomad missed how the task ended"):
+            graceful(Ended(end, True, 10.0))
+    else:
+        assert graceful(Ended(end, True, 10.0)).passed is passed
 
 
 def test_an_agent_that_goes_while_others_are_swept_is_no_error(tmp_path: Path) -> None:

@@ -77,7 +77,15 @@ def stopped(ended: Ended) -> Finding:
 def graceful(ended: Ended) -> Finding:
     if ended.allocation.terminal_s is None:
         raise NotMeasured("Nomad did not say that the allocation has ended")
-    return expect(not ended.allocation.killed, f"exit code {ended.allocation.exit_code}")
+    if ended.allocation.killed is None:
+        raise NotMeasured("Nomad missed how the task ended, and it took as long as one that is killed")
+    code = ended.allocation.exit_code
+    saw = (
+        "it ended before Nomad would have killed it; Nomad missed its exit code"
+        if code is None
+        else f"exit code {code}"
+    )
+    return expect(not ended.allocation.killed, saw)
 
 
 @check(

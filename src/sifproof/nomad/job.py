@@ -60,6 +60,14 @@ _ENVIRONMENT = (
 )
 
 
+def kill_timeout_s(task: Mapping[str, Any]) -> float:
+    """Seconds from SIGTERM to SIGKILL for ``task``, as Nomad's API has it: Nomad's own 5 where it names none.
+
+    https://developer.hashicorp.com/nomad/docs/job-specification/task#kill_timeout
+    """
+    return (task.get("KillTimeout") or 5 * _NANOSECONDS) / _NANOSECONDS
+
+
 def validate_id(value: str, what: str = "id") -> str:
     """``value``, if it can stand in a URL as it is; raises :class:`SifproofError` (fault: configuration).
 

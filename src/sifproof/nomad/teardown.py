@@ -11,10 +11,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,7 +24,7 @@ from sifproof.errors import SifproofError
 from sifproof.nomad import remains, traces
 from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client, NotFoundError
-from sifproof.nomad.job import META_RUN, META_VERSION
+from sifproof.nomad.job import META_RUN, META_VERSION, kill_timeout_s
 from sifproof.nomad.rebind import why_taken
 from sifproof.nomad.traces import Process
 from sifproof.records import write_atomically
@@ -50,7 +51,9 @@ class AllocationEnd(BaseModel):
     client_status: str = Field(description="what Nomad said last: complete, failed, lost, …; running: it did not end")
     terminal_s: float | None = Field(description="until Nomad said that it has ended")
     exit_code: int | None = Field(description="of its task, 143 for one that SIGTERM ended; None where Nomad missed it")
-    killed: bool = Field(description="whether it did not end on SIGTERM and was killed after kill_timeout")
+    killed: bool | None = Field(
+        description="whether it did not end on SIGTERM and was killed after kill_timeout; None where nobody knows"
+    )
     looked_at: bool = Field(description="whether processes and mounts could be looked for, here or on its node")
     unseen: str = Field("", description="why they could not")
     ended_s: float | None = Field(
@@ -99,7 +102,8 @@ def stop_and_verify(
     begin = time.monotonic()
     # Also what Nomad placed beside those that the caller knows of.
     known = {a.id: a for a in allocations or ()} | {a.id: a for a in _listed(client, job_id)}
-    drivers = _drivers(client, job_id)
+    tasks = _tasks(client, job_id)
+    drivers = {task["Driver"] for task in tasks}
     ids = list(known)
     before = traces.find_processes(ids) if ids else {}
     here = {a.node_id for a in known.values() if local or before[a.id]}
@@ -148,7 +152,7 @@ def stop_and_verify(
                 rest = max(end - time.monotonic(), 0.5)
                 here_too = looked[allocation.id]
                 taken, untried = why_taken(client, allocation, here=here_too, run=run, within_s=rest)
-            code = next((e.details.get("exit_code") for e in reversed(last.events) if e.type == "Terminated"), None)
+            ended_s = gone[allocation.id] if looked[allocation.id] and pidfds[allocation.id] else None
             ends.append(
                 AllocationEnd(
                     allocation=allocation.id,
@@ -160,11 +164,11 @@ def stop_and_verify(
                     port_untried=untried,
                     client_status=last.client_status,
                     terminal_s=terminal.get(allocation.id),
-                    exit_code=int(code) if code and code != _MISSED else None,
-                    killed=_was_killed(last),
+                    exit_code=_exit_code(last),
+                    killed=_was_killed(last, ended_s, terminal.get(allocation.id), tasks),
                     looked_at=looked[allocation.id] or not there[allocation.id].unseen,
                     unseen="" if looked[allocation.id] else there[allocation.id].unseen,
-                    ended_s=gone[allocation.id] if looked[allocation.id] and pidfds[allocation.id] else None,
+                    ended_s=ended_s,
                     processes=left,
                     mounts=mounts,
                     containers=containers,
@@ -180,12 +184,12 @@ def stop_and_verify(
     )
 
 
-def _drivers(client: Client, job_id: str) -> set[str]:
+def _tasks(client: Client, job_id: str) -> list[dict[str, Any]]:
     try:
         job = client.get("job", job_id)
     except NotFoundError:
-        return set()
-    return {task["Driver"] for group in job["TaskGroups"] for task in group["Tasks"]}
+        return []
+    return [task for group in job["TaskGroups"] for task in group["Tasks"]]
 
 
 def _listed(client: Client, job_id: str) -> list[Allocation]:
@@ -285,12 +289,30 @@ def _forgotten(client: Client, job_id: str) -> bool:
     return False
 
 
-def _was_killed(allocation: Allocation) -> bool:
-    """SIGKILL, sent by Nomad or by ``timeout`` on its behalf, ends a task with signal 9, or 137 from within."""
-    return any(
-        e.type == "Terminated" and (e.details.get("signal") == "9" or e.details.get("exit_code") == "137")
-        for e in allocation.events
-    )
+def _exit_code(allocation: Allocation) -> int | None:
+    """The task's last exit code; None where Nomad missed it."""
+    code = next((e.details.get("exit_code") for e in reversed(allocation.events) if e.type == "Terminated"), None)
+    return int(code) if code and code != _MISSED else None
+
+
+def _was_killed(
+    allocation: Allocation, ended_s: float | None, terminal_s: float | None, tasks: Iterable[Mapping[str, Any]]
+) -> bool | None:
+    """Whether SIGKILL ended the task, which Nomad sends after its kill timeout, where SIGTERM did not.
+
+    ``ended_s`` and ``terminal_s`` are the seconds after which its processes were gone, and Nomad said so; ``tasks`` are
+    those of its job. Where Nomad missed its exit code, what ended before the kill timeout was not killed, and of the
+    rest nobody knows (None).
+    """
+    ends = [e.details for e in allocation.events if e.type == "Terminated"]
+    # From within a container 137 tells the same as signal 9.
+    if any(end.get("signal") == "9" or end.get("exit_code") == "137" for end in ends):
+        return True
+    if _exit_code(allocation) is not None:
+        return False
+    seen_s = min((s for s in (ended_s, terminal_s) if s is not None), default=None)
+    patience_s = next((kill_timeout_s(task) for task in tasks if task["Name"] == allocation.task), 0.0)
+    return False if seen_s is not None and seen_s < patience_s else None
 
 
 def _collect(client: Client, job_id: str, allocations: Sequence[Allocation], folder: Path) -> list[Path]:

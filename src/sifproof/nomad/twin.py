@@ -18,7 +18,7 @@ from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.allocations import TERMINAL, Allocation
 from sifproof.nomad.client import BLOCK_S, Client
 from sifproof.nomad.deployed_job import is_given, port_label_of, ports, task_of
-from sifproof.nomad.job import quote
+from sifproof.nomad.job import kill_timeout_s, quote
 from sifproof.nomad.submit import wait_for_allocations
 
 RESTART_DELAY_S = 0.2
@@ -38,8 +38,6 @@ _DISK_MIB = 32
 _ENDS_S = 10.0
 """How long a twin that was told to end is waited for beside its kill timeout: what Nomad and a busy node take."""
 
-_KILL_TIMEOUT_NS = 5_000_000_000
-"""Nomad's own, where a job names none."""
 
 _DATA_BIND = '--bind "$NOMAD_ALLOC_DIR/data:/data"'
 _LIFETIME = "timeout --foreground"
@@ -202,7 +200,7 @@ def submitted(client: Client, job: Mapping[str, Any]) -> Iterator[None]:
         with contextlib.suppress(SifproofError):
             client.deregister(job_id, purge=False)
             # Until then Nomad counts what it reserved for it, and a node may have no room for the next.
-            _wait_ended(client, job_id, (task_of(job).get("KillTimeout") or _KILL_TIMEOUT_NS) / 1e9 + _ENDS_S)
+            _wait_ended(client, job_id, kill_timeout_s(task_of(job)) + _ENDS_S)
         with contextlib.suppress(SifproofError):
             client.deregister(job_id, purge=True)
 
