@@ -8,18 +8,18 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 sys.path.insert(0, os.path.join(workflow.basedir, "src"))
-from sifproof import pipeline
+from sifproof.workflow.flow import begin, claim, end, readable
 
 files = list(workflow.config_settings.configfiles)
 if "sandboxes" not in config:
     # The first, for Snakemake lays those of the command line over it.
     default = os.path.join(workflow.basedir, "config", "config.yaml")
-    files.insert(0, pipeline.readable(default))
+    files.insert(0, readable(default))
 
     configfile: files[0]
 
 
-flow = pipeline.begin(config, files, workflow.config_settings.config)
+flow = begin(config, files, workflow.config_settings.config)
 R = str(flow.run.folder)
 
 
@@ -52,12 +52,12 @@ rule all:
 
 
 onstart:
-    pipeline.claim(flow)
+    claim(flow)
 
 
 onsuccess:
-    pipeline.end(flow)
+    end(flow)
 
 
 onerror:
-    pipeline.end(flow)
+    end(flow)

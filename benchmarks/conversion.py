@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import SifproofError
 from sifproof.image.convert import convert
 from sifproof.image.provenance import Provenance
@@ -74,8 +74,8 @@ def build_plainly(archive: Path, work: Path) -> float:
     cache, made = work / "cache", work / "plain.sif"
     begin = time.monotonic()
     subprocess.run(
-        [tools.require("apptainer").path, "--quiet", "build", made, f"docker-archive:{archive}"],
-        env={**tools.environment("apptainer"), "APPTAINER_CACHEDIR": str(cache)},
+        [host_tools.require("apptainer").path, "--quiet", "build", made, f"docker-archive:{archive}"],
+        env={**host_tools.environment("apptainer"), "APPTAINER_CACHEDIR": str(cache)},
         check=True,
         stdout=subprocess.DEVNULL,
     )
@@ -98,20 +98,20 @@ def make_archive(work: Path) -> Path:
     layer, archive = work / "layer.tar", work / "image.tar"
     subprocess.run(
         [
-            tools.require("mmdebstrap").path,
+            host_tools.require("mmdebstrap").path,
             "--quiet",
             "--variant=minbase",
             f"--include={PACKAGES}",
             "bookworm",
             layer,
         ],
-        env=tools.environment("mmdebstrap"),
+        env=host_tools.environment("mmdebstrap"),
         check=True,
     )
     with layer.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     asked = ["dpkg", "--print-architecture"]
-    architecture = subprocess.run(asked, capture_output=True, text=True, check=True, env=tools.environment())
+    architecture = subprocess.run(asked, capture_output=True, text=True, check=True, env=host_tools.environment())
     config = json.dumps(
         {
             "architecture": architecture.stdout.strip(),

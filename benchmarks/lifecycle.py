@@ -19,9 +19,10 @@ import threading
 import time
 from pathlib import Path
 
-from sifproof.nomad import job, local, submit, teardown
+from sifproof.nomad import job, submit, teardown
+from sifproof.nomad.agent import local
+from sifproof.nomad.node.userns import needs_userns
 from sifproof.nomad.static_port import pick_static_port
-from sifproof.nomad.userns import needs_userns
 from sifproof.sandbox import SandboxClient, ServerError
 
 TARGET_S = 1.5

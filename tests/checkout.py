@@ -15,7 +15,7 @@ from pathlib import Path
 
 import keeper
 
-from sifproof import run, tools
+from sifproof import host_tools, run
 from sifproof.report.write import REPORTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +164,7 @@ class Checkout:
         return {
             **inherited,
             "PYTHONPATH": str(self.root / "src"),
-            "SIFPROOF_TOOLS": str(tools.root()),
+            "SIFPROOF_TOOLS": str(host_tools.root()),
             run.RUN_VARIABLE: run.new_id(),
             **changes,
         }

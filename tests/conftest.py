@@ -9,11 +9,11 @@ pytest.register_assert_rewrite("checkout")
 
 from checkout import Checkout  # noqa: E402
 
-from sifproof import tools  # noqa: E402
+from sifproof import host_tools  # noqa: E402
 
 # For the tests of the sandbox server outside of a container, on a machine without bubblewrap.
-os.environ["PATH"] += f"{os.pathsep}{tools.root() / 'debian/bubblewrap/usr/bin'}"
-IMAGES = tools.root() / "tests" / "images"
+os.environ["PATH"] += f"{os.pathsep}{host_tools.root() / 'debian/bubblewrap/usr/bin'}"
+IMAGES = host_tools.root() / "tests" / "images"
 """Of the tests alone: what runs of this checkout keep in `results/images` is theirs."""
 
 

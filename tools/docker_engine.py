@@ -29,7 +29,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from sifproof import locks, tools, variables  # noqa: E402
+from sifproof import host_tools, locks, variables  # noqa: E402
 from sifproof.errors import SifproofError  # noqa: E402
 
 _START_LIMIT_S = 60
@@ -64,7 +64,9 @@ def main() -> int:
 
 def _require_possible() -> None:
     """Raise where no engine answers this user and he can't start one; without a client nobody knows before set-up."""
-    unknown = tools.find("docker") is None and (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists())
+    unknown = host_tools.find("docker") is None and (
+        os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()
+    )
     if os.geteuid() != 0 and not unknown and not _answering():
         raise _needs_root()
 
@@ -79,7 +81,7 @@ def _needs_root() -> SifproofError:
 
 def _answering() -> str:
     """The address of an engine that answers this user; empty where there is none."""
-    client = tools.find("docker")
+    client = host_tools.find("docker")
     if not client:
         return ""
     asked = subprocess.run(
@@ -87,7 +89,7 @@ def _answering() -> str:
         capture_output=True,
         text=True,
         check=False,
-        env=tools.environment("docker"),
+        env=host_tools.environment("docker"),
     )
     return (os.environ.get("DOCKER_HOST") or "its usual place") if asked.returncode == 0 else ""
 
@@ -130,7 +132,7 @@ def _die_with_parent() -> None:
 @contextlib.contextmanager
 def _private_engine() -> Iterator[str]:
     """Start an engine; its DOCKER_HOST. It ends with the context, or with this process."""
-    bundle = tools.root() / "debian" / "docker"
+    bundle = host_tools.root() / "debian" / "docker"
     if os.geteuid() != 0:
         raise _needs_root()
     if not bundle.is_dir():
@@ -265,7 +267,7 @@ class _Keeper:
 @contextlib.contextmanager
 def _data_root() -> Iterator[Path]:
     """The folder for images: the checkout's, or one for the moment where another engine holds that."""
-    folder = tools.root() / "docker"
+    folder = host_tools.root() / "docker"
     folder.mkdir(parents=True, exist_ok=True)
     made_by = folder / "machine"
     lock = locks.take(folder / "lock", wait=False)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from steps import debian, nomad, places, preconditions, python  # noqa: E402
 from steps.progress import paint, say, started  # noqa: E402
 
-from sifproof import tools  # noqa: E402
+from sifproof import host_tools  # noqa: E402
 from sifproof.errors import SifproofError  # noqa: E402
 
 # Without these `snakemake` can't run the default config; what else is missing is told, and the rest goes on.
@@ -109,7 +109,7 @@ def _build_nomad() -> None:
 
 
 def _on_path(name: str) -> bool:
-    tool = tools.find(name)
+    tool = host_tools.find(name)
     return tool is not None and tool.origin == "PATH"
 
 
@@ -119,7 +119,7 @@ def _engine_is_likely() -> bool:
 
 def _tell(faults: list[SifproofError], lacking: list[SifproofError]) -> int:
     """The table of tools, what went wrong, and how to go on. Returns the exit code."""
-    found = {name: tools.find(name) for name in tools.NEEDS}
+    found = {name: host_tools.find(name) for name in host_tools.NEEDS}
     say()
     for name, tool in found.items():
         if tool:
@@ -128,7 +128,7 @@ def _tell(faults: list[SifproofError], lacking: list[SifproofError]) -> int:
         elif name == "docker":
             say(f"  {paint('faint', '--')}  {name:<11} {'left out':<12} no engine here; DOCKER=yes brings one")
         else:
-            say(f"  {paint('red', '--')}  {name:<11} {'missing':<12} {tools.NEEDS[name].why}")
+            say(f"  {paint('red', '--')}  {name:<11} {'missing':<12} {host_tools.NEEDS[name].why}")
     for lack in lacking:
         say(f"\n  {paint('yellow', 'note')}  {lack}")
     for fault in faults:

@@ -15,11 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from sifproof import __version__, run, snakemake
+from sifproof import __version__, run
 from sifproof import command as this_command
+from sifproof.checkout import ROOT
 from sifproof.errors import Fault, SifproofError
 from sifproof.exit_codes import PIPE_CLOSED, guarded
 from sifproof.report import gate
+from sifproof.workflow import snakemake
 
 if TYPE_CHECKING:
     from sifproof.config import Settings
@@ -116,7 +118,7 @@ def _run(arguments: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sifproof.snakemake", *cores, *arguments],
+            [sys.executable, "-m", "sifproof.workflow.snakemake", *cores, *arguments],
             env=environ,
             preexec_fn=_child_of_this,  # noqa: PLW1509 - there is one thread
         )
@@ -212,8 +214,8 @@ def _preflight_fault(this: run.Run) -> int | None:
 
 
 def _doctor(known: argparse.Namespace) -> int:
-    from sifproof import preflight  # noqa: PLC0415 - not needed by `run`
     from sifproof.doctor import look  # noqa: PLC0415
+    from sifproof.workflow import plan  # noqa: PLC0415 - not needed by `run`
 
     settings = _settings(known.configfile, known.config)
     images = Path("results/images")
@@ -221,7 +223,7 @@ def _doctor(known: argparse.Namespace) -> int:
         settings,
         run=run.new_id(),
         images=images if images.parent.is_dir() else None,
-        needed=preflight.needed_tools(settings),
+        needed=plan.needed_tools(settings),
     )
     print(seen.model_dump_json(indent=2) if known.json else "\n".join(seen.lines()))
     return Fault.INFRASTRUCTURE.exit_code if seen.blocks else 0
@@ -229,7 +231,8 @@ def _doctor(known: argparse.Namespace) -> int:
 
 def _settings(files: Sequence[Path], words: Sequence[str]) -> Settings:
     """The settings that a run with ``--configfile FILES --config WORDS`` has."""
-    from sifproof import config, pipeline  # noqa: PLC0415 - not needed by `run`
+    from sifproof import config  # noqa: PLC0415 - not needed by `run`
+    from sifproof.workflow import flow  # noqa: PLC0415
 
     given: dict[str, Any] = {}
     if words:
@@ -246,10 +249,10 @@ def _settings(files: Sequence[Path], words: Sequence[str]) -> Settings:
         mapping = _over(mapping, config.read(file))
     mapping = _over(mapping, given)
     if "sandboxes" not in mapping:
-        default = Path(__file__).parents[2] / "config" / "config.yaml"
+        default = ROOT / "config" / "config.yaml"
         files = [default, *files]
         mapping = _over(config.read(default), mapping)
-    return pipeline.checked(mapping, config.Origin(files, given))
+    return flow.checked(mapping, config.Origin(files, given))
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,7 +265,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checks(known: argparse.Namespace) -> int:
-    from sifproof.checks import listing, policy, registry  # noqa: PLC0415 - not needed by `run`
+    from sifproof.checks.engine import listing, policy, registry  # noqa: PLC0415 - not needed by `run`
 
     checks = registry.load()
     found = [checks[id] for id in policy.matching(known.pattern, checks)]
@@ -281,8 +284,8 @@ def _checks(known: argparse.Namespace) -> int:
 
 
 def _sweep(known: argparse.Namespace) -> int:
-    from sifproof.nomad import cleanup  # noqa: PLC0415 - not needed by `run`
+    from sifproof.nomad import sweep  # noqa: PLC0415 - not needed by `run`
 
-    for line in cleanup.sweep(run.Run(known.run) if known.run else None, everything=known.all):
+    for line in sweep.sweep(run.Run(known.run) if known.run else None, everything=known.all):
         print(line)
     return 0

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sifproof.errors import SifproofError
-from sifproof.tools import make_private
+from sifproof.host_tools import make_private
 
 _UNKNOWN_THERE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF, errno.EINVAL}
 _OLD_S = 24 * 3600.0

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from sifproof import config
-from sifproof.checks import listing, registry
+from sifproof.checkout import ROOT
+from sifproof.checks.engine import listing, registry
 from sifproof.records import write_atomically
 
-FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+FOLDER = ROOT / "docs" / "reference"
 
 
 def _cell(text: str) -> str:

@@ -5,7 +5,7 @@ a SIF, ``DOCKER_DEFAULT_PLATFORM`` chooses another image, ``LD_PRELOAD`` may be 
 judged, so it must not depend on them. Named are where things lie, how the network is reached, and who is asking.
 
 Three things get more: Snakemake and its stages, which are sifproof itself (``NOMAD_*``, ``SNAKEMAKE_*`` and
-``SIFPROOF_*`` are for them); the local Nomad agent, whose list is in :mod:`sifproof.nomad.local`; and the command that
+``SIFPROOF_*`` are for them); the local Nomad agent, whose list is in :mod:`.nomad.agent.local`; and the command that
 a person gives to ``tools/docker_engine.py``.
 
 Standard library only: set-up uses it before any dependency is installed.

@@ -35,7 +35,7 @@ def page() -> str:
 
 
 def _lines() -> Iterator[str]:
-    from sifproof.checks import registry
+    from sifproof.checks.engine import registry
 
     controls, checks = load(), registry.load()
     plain = sum(c.plain for c in controls.values())

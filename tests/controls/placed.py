@@ -18,21 +18,22 @@ import naive
 from catalogue import CONTROLS
 from checkout import wait_until
 
-from sifproof import config, stages
-from sifproof.checks import policy, registry
-from sifproof.checks.runner import Context, blocked_by, run_checks
-from sifproof.checks.server import Placement, Server
-from sifproof.checks.suite import as_deployed, server_of
-from sifproof.cluster import Cluster, Endpoints
-from sifproof.deploy import alone, free_port, render_job, submit
+from sifproof import config, documents
+from sifproof.checks.engine import policy, registry
+from sifproof.checks.engine.runner import Context, blocked_by, run_checks
+from sifproof.checks.engine.subject import Placement, Server
+from sifproof.checks.engine.suite import as_deployed, server_of
 from sifproof.errors import SifproofError
 from sifproof.image import convert, digest, engine, source
 from sifproof.image.provenance import SifStore
 from sifproof.image.records import LoadedImage
 from sifproof.image.reference import build_reference_image
-from sifproof.nomad import local, teardown
+from sifproof.nomad import teardown
+from sifproof.nomad.agent import local
+from sifproof.nomad.cluster import Cluster, Endpoints
 from sifproof.records import PlannedSandbox, Verdict, write_atomically
 from sifproof.run import Run, new_id
+from sifproof.workflow.deploy import alone, free_port, render_job, submit
 
 SLOTS = 3
 TRIED: set[str] = set()
@@ -64,10 +65,10 @@ class House:
         identity = digest.digest(image, SifStore(self.images / "sif").digests)
         log = self.folder / f"{name}.image.log"
         if driver == "singularity":
-            stages.write(path, convert.convert(image, self.images / "sif", log=log, identity=identity))
+            documents.write(path, convert.convert(image, self.images / "sif", log=log, identity=identity))
         else:
             loaded = engine.load_into_engine(image, name, log=log, identity=identity)
-            stages.write(path, LoadedImage.of(str(image), identity, loaded, {}))
+            documents.write(path, LoadedImage.of(str(image), identity, loaded, {}))
         return path
 
     def free_port(self) -> int:
@@ -111,13 +112,13 @@ class House:
         output = self.run.folder / "jobs" / f"{name}.json"
         output.parent.mkdir(parents=True, exist_ok=True)
         render_job(self.run, planned, whole, self.cluster, image=str(file), output=output)
-        job = stages.read_document(output)
+        job = documents.read_document(output)
         config_of_task = job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"]
         before = config_of_task["args"][-1]
         config_of_task["args"][-1] = line(before)
         change(job)
         mode = output.stat().st_mode & 0o777
-        write_atomically(output, stages.json.dumps(job), mode)  # who picks a port reads all of them
+        write_atomically(output, documents.json.dumps(job), mode)  # who picks a port reads all of them
         with self.cluster.connect(whole.nomad) as client:
             try:
                 endpoints: Endpoints = submit(planned, whole, self.cluster, str(output))

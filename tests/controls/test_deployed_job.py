@@ -13,7 +13,7 @@ import pytest
 from catalogue import control
 from placed import SLOTS, red, verdicts
 
-from sifproof import stages
+from sifproof import documents
 from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
 
@@ -128,7 +128,7 @@ def test_the_plain_line_lets_the_node_in(house, userns, exposed):
 
 
 def test_the_job_of_production_is_tested_as_it_is(house, userns, exposed, tmp_path):
-    sif = stages.read(house.image_file("singularity", "production-job"), Provenance).sif
+    sif = documents.read(house.image_file("singularity", "production-job"), Provenance).sif
     port = house.free_port()
     file = tmp_path / "agents.nomad.hcl"
     file.write_text(HCL.format(port=port, slots=SLOTS, flags=userns))
@@ -145,7 +145,7 @@ def test_the_job_of_production_is_tested_as_it_is(house, userns, exposed, tmp_pa
 
 
 def test_the_docker_job_of_production_is_tested_as_it_is(house, tmp_path):
-    image = stages.read(house.image_file("docker", "production-docker-job"), LoadedImage).name
+    image = documents.read(house.image_file("docker", "production-docker-job"), LoadedImage).name
     file = tmp_path / "agents.json"
     file.write_text(json.dumps(docker_job(image)))
     with house.sandbox("production-docker-job", driver="docker", job=str(file), datacenter="dc1") as server:

@@ -9,12 +9,13 @@ import pytest
 import yaml
 from checkout import DEAD_ENGINE, ROOT, wait_until
 
-from sifproof.checks import registry, teardown
-from sifproof.checks.runner import Context, run_checks
+from sifproof.checks import teardown
+from sifproof.checks.engine import registry
+from sifproof.checks.engine.runner import Context, run_checks
+from sifproof.nomad.node.leftovers import Process
 from sifproof.nomad.ports import claim_block
 from sifproof.nomad.static_port import answers
 from sifproof.nomad.teardown import AllocationEnd
-from sifproof.nomad.traces import Process
 
 HERE = Path(__file__).parent
 DEFECTS = defects.load()

@@ -16,8 +16,8 @@ import pytest
 from catalogue import control
 from placed import red, try_without_gate, verdicts
 
-from sifproof import config, stages, tools
-from sifproof.checks.server import Placement, Server
+from sifproof import config, documents, host_tools
+from sifproof.checks.engine.subject import Placement, Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert, engine, process
 from sifproof.image.provenance import Provenance
@@ -187,7 +187,7 @@ class Shop:
     def red(self, image: Provenance, sif: Path) -> set[str]:
         """What turns red where ``sif`` is in the place of the SIF of ``image``."""
         file = self.folder / "image.json"
-        stages.write(file, image.model_copy(update={"sif": str(sif)}))
+        documents.write(file, image.model_copy(update={"sif": str(sif)}))
         settings = config.load({"sandboxes": {"box": {"driver": "singularity"}}})
         placement = Placement("run", None, None, settings, settings.sandboxes["box"], None, None, {}, file)
         nowhere = SandboxClient("http://127.0.0.1:9")
@@ -239,10 +239,10 @@ def test_what_an_ordinary_user_loses(shop, planted, files):
 def changed_copy(house, name: str, **changes) -> tuple[Path, Path]:
     """A file of the image stage that names a copy of the reference image's SIF, and the copy."""
     file = house.image_file("singularity", name)
-    made = stages.read(file, Provenance)
+    made = documents.read(file, Provenance)
     copy = house.folder / f"{name}.sif"
     shutil.copy(made.sif, copy)
-    stages.write(file, made.model_copy(update={"sif": str(copy), **changes}))
+    documents.write(file, made.model_copy(update={"sif": str(copy), **changes}))
     return file, copy
 
 
@@ -349,10 +349,12 @@ def test_a_node_that_can_not_be_asked_is_no_failure_of_the_image(house):
 
 
 def test_a_quote_in_the_environment(house):
-    made = stages.read(house.image_file("singularity", "quoted"), Provenance)
+    made = documents.read(house.image_file("singularity", "quoted"), Provenance)
     layout = variant(Path(made.source.removeprefix("oci:")), house.folder / "quoted", 'MOTTO=it is "fine"')
     file = house.run.folder / "images" / "quoted.json"
-    stages.write(file, convert.convert(parse(f"oci:{layout}"), house.folder / "sif", log=house.folder / "quoted.log"))
+    documents.write(
+        file, convert.convert(parse(f"oci:{layout}"), house.folder / "sif", log=house.folder / "quoted.log")
+    )
     with house.sandbox(QUOTED.name, image=file) as server:
         found = verdicts(server, ["image"])
     assert red(found) == set(QUOTED.red)
@@ -380,14 +382,14 @@ def blob(layout: Path, descriptor: dict) -> Path:
 
 def docker(*words: str) -> str:
     """What the Docker command prints."""
-    command = [str(tools.require("docker").path), *words]
+    command = [str(host_tools.require("docker").path), *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_a_container_of_another_image(house):
     with house.sandbox("loaded", driver="docker") as server:
         assert red(verdicts(server, ["image"])) == set()
-        loaded = stages.read(server.placed.image, LoadedImage)
+        loaded = documents.read(server.placed.image, LoadedImage)
     other = "sifproof/other:1"
     container = docker("create", loaded.name)
     docker("commit", "--change", "ENV TAMPERED=1", container, other)
@@ -404,7 +406,7 @@ def test_a_container_of_another_image(house):
 def test_a_tag_that_was_moved(house):
     """The same layers, and another variable: where it was loaded after that, the tag is right again."""
     file = house.image_file("docker", MOVED.name)
-    loaded = stages.read(file, LoadedImage)
+    loaded = documents.read(file, LoadedImage)
     layout = variant(Path(loaded.source.removeprefix("oci:")), house.folder / "moved", "TAMPERED=1")
     other = engine.load_into_engine(parse(f"oci:{layout}"), "moved")
     docker("tag", other.name, loaded.name)
@@ -413,6 +415,6 @@ def test_a_tag_that_was_moved(house):
         assert red(found) == set(MOVED.red)
         assert f"runs {other.id}" in found["image.on-node"].message
         assert "the same as" in found["image.on-node"].message  # its layers
-    assert stages.read(house.image_file("docker", MOVED.name), LoadedImage) == loaded
+    assert documents.read(house.image_file("docker", MOVED.name), LoadedImage) == loaded
     assert docker("image", "inspect", "--format", "{{.Id}}", loaded.name) == loaded.id
     docker("rmi", other.name)

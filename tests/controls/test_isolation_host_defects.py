@@ -24,11 +24,11 @@ from catalogue import control
 from checkout import ROOT
 from placed import try_without_gate
 
-from sifproof.checks import registry
+from sifproof.checks.engine import registry
+from sifproof.checks.engine.registry import NotMeasured
+from sifproof.checks.engine.runner import Context, run_checks
+from sifproof.checks.engine.subject import Server
 from sifproof.checks.isolation.planted import Said, planted
-from sifproof.checks.registry import NotMeasured
-from sifproof.checks.runner import Context, run_checks
-from sifproof.checks.server import Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.records import Verdict
 

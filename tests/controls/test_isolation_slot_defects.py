@@ -8,7 +8,7 @@ from catalogue import control
 from checkout import ROOT
 from placed import red, verdicts
 
-from sifproof.checks import registry
+from sifproof.checks.engine import registry
 from sifproof.checks.isolation import slot
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ import test_isolation_access_defects
 import test_isolation_slot_defects
 import test_resilience_defects
 
-from sifproof.checks import registry
+from sifproof.checks.engine import registry
 
 CONTROLS = matrix.load()
 

@@ -14,10 +14,11 @@ from defects.persistence import AFTER_A_KILL
 from placed import answers, red, verdicts
 
 from sifproof import config
-from sifproof.checks import registry, resilience
-from sifproof.nomad import twin
+from sifproof.checks import resilience
+from sifproof.checks.engine import registry
+from sifproof.nomad import job_copy
 from sifproof.nomad.client import connect
-from sifproof.nomad.signals import kill_server
+from sifproof.nomad.node.signals import kill_server
 
 HERE = Path(__file__).parent
 SUITES = ("persistence", "resilience")
@@ -173,8 +174,8 @@ def test_what_nomads_own_check_says_is_what_counts_as_seen(house, monkeypatch):
         job["Job"]["TaskGroups"][0]["Services"][0]["Checks"][0].update(Type="http", Path="/", PortLabel="other")
         job["Job"]["TaskGroups"][0]["Networks"][0]["ReservedPorts"] = [{"Label": "other", "Value": elsewhere}]
 
-    let_nomad_check = twin.let_nomad_check
-    monkeypatch.setattr(twin, "let_nomad_check", another)
+    let_nomad_check = job_copy.let_nomad_check
+    monkeypatch.setattr(job_copy, "let_nomad_check", another)
     listening = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
     elsewhere = listening.server_port
     threading.Thread(target=listening.serve_forever, daemon=True).start()

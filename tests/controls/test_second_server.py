@@ -5,7 +5,7 @@ from pathlib import Path
 from placed import verdicts
 
 from sifproof import config
-from sifproof.checks import registry
+from sifproof.checks.engine import registry
 
 SERVER = Path(__file__).parents[1] / "second_server"
 

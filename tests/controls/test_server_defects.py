@@ -13,9 +13,9 @@ import naive
 import pytest
 from checkout import ROOT, wait_until
 
-from sifproof.checks import registry
-from sifproof.checks.runner import Context, blocked_by, run_checks
-from sifproof.checks.server import Server
+from sifproof.checks.engine import registry
+from sifproof.checks.engine.runner import Context, blocked_by, run_checks
+from sifproof.checks.engine.subject import Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.client import NotFoundError
 from sifproof.nomad.ports import claim_block

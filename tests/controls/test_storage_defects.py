@@ -12,7 +12,8 @@ import pytest
 from catalogue import control
 from placed import red, try_without_gate, verdicts
 
-from sifproof.checks import registry, storage
+from sifproof.checks import storage
+from sifproof.checks.engine import registry
 from sifproof.image import scratch
 
 RED = {
@@ -224,8 +225,8 @@ def test_the_node_is_asked_where_the_image_has_no_program_for_it(house):
 HOLDS = """
 import sys
 from pathlib import Path
-from sifproof import deploy
 from sifproof.image import scratch
+from sifproof.workflow import deploy
 with deploy.alone(Path(sys.argv[1])), scratch.directory(Path(sys.argv[1])) as (path, _):
     print(path, flush=True)
     sys.stdin.read()

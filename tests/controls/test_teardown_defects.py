@@ -15,16 +15,16 @@ import pytest
 from catalogue import control
 from placed import red
 
-from sifproof import tools
-from sifproof.checks import registry
-from sifproof.checks.runner import Context, run_checks
-from sifproof.checks.server import Server
-from sifproof.checks.teardown import Ended
-from sifproof.nomad import teardown, traces
+from sifproof import host_tools
+from sifproof.checks.engine import registry
+from sifproof.checks.engine.runner import Context, run_checks
+from sifproof.checks.engine.subject import Ended, Server
+from sifproof.nomad import teardown
+from sifproof.nomad.node import leftovers
 from sifproof.nomad.ports import claim_block
 
 HERE = Path(__file__).parent
-FUSE = tools.root() / "debian/apptainer/usr/bin"
+FUSE = host_tools.root() / "debian/apptainer/usr/bin"
 """Of a machine whose Apptainer is set-up's own; another machine's has its helpers on the PATH."""
 
 # Nomad ends the control groups of a task, where it may make some: what survives a stop has left them.
@@ -122,14 +122,15 @@ def found(server: Server, folder: Path, within_s: float = 20.0, unclear: Iterabl
 def test_what_is_left_behind(house, tmp_path, name):
     wrapper = tmp_path / "apptainer"
     wrapper.write_text(
-        f"#!/bin/sh\nPATH={quote(str(tools.root() / 'bin'))}:{quote(str(FUSE))}:$PATH\nLEFT={quote(str(tmp_path))}\n"
-        f'{LEFTOVERS[name].line}\nexec {quote(str(tools.require("apptainer").path))} "$@"\n'
+        f"#!/bin/sh\nPATH={quote(str(host_tools.root() / 'bin'))}:{quote(str(FUSE))}:$PATH\n"
+        f"LEFT={quote(str(tmp_path))}\n"
+        f'{LEFTOVERS[name].line}\nexec {quote(str(host_tools.require("apptainer").path))} "$@"\n'
     )
     wrapper.chmod(0o755)
     with house.sandbox(name, apptainer=str(wrapper)) as server:
         # Waiting longer brings nothing: it stays.
         failed, ended = found(server, tmp_path, within_s=10.0)
-        traces.end_processes(ended.allocation.processes, 5)
+        leftovers.end_processes(ended.allocation.processes, 5)
         for point in ended.allocation.mounts:
             subprocess.run(["umount", point], check=True)
     assert failed == {LEFTOVERS[name].red}
@@ -198,7 +199,7 @@ def test_a_server_that_ends_late(house, tmp_path):
     # It is there until the last look, however busy the machine; then it need not be waited for.
     with ignores_sigterm(house, LATE.name, 30) as server:
         failed, ended = found(server, tmp_path, within_s=0.5, unclear=LATE.not_measured)
-        traces.end_processes(ended.allocation.processes, 0)
+        leftovers.end_processes(ended.allocation.processes, 0)
     assert failed == set(LATE.red)
 
 
@@ -219,7 +220,7 @@ def test_a_job_that_is_submitted_again(house, tmp_path, monkeypatch):
 
 
 def test_a_container_that_is_left_behind(house, tmp_path):
-    docker = tools.require("docker").path
+    docker = host_tools.require("docker").path
     with house.sandbox(CONTAINER.name, driver="docker") as server:
         image = server.placed.job["Job"]["TaskGroups"][0]["Tasks"][0]["Config"]["image"]
         label = f"com.hashicorp.nomad.alloc_id={server.placed.allocation.id}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nomad_payload import clear_away, wait_until
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import SifproofError
 from sifproof.nomad.client import Client, connect
 from sifproof.nomad.ports import MARK
@@ -90,10 +90,10 @@ class Machines:
         home = self.folder / name
         home.mkdir(exist_ok=True)
         (home / "agent.json").write_text(json.dumps({**_AGENT, "name": name, "data_dir": f"{home}/data", **additions}))
-        environment = {k: v for k, v in tools.environment().items() if not k.startswith("NOMAD_")}
+        environment = {k: v for k, v in host_tools.environment().items() if not k.startswith("NOMAD_")}
         with (home / "log").open("ab") as log:
             return subprocess.Popen(
-                [*way, tools.require("nomad").path, "agent", f"-config={home / 'agent.json'}"],
+                [*way, host_tools.require("nomad").path, "agent", f"-config={home / 'agent.json'}"],
                 env={**environment, MARK: f"{self.folder}/"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

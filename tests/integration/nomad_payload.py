@@ -11,9 +11,10 @@ from pathlib import Path
 
 import requests
 
-from sifproof import tools
-from sifproof.nomad import local, traces
+from sifproof import host_tools
+from sifproof.nomad.agent import local
 from sifproof.nomad.job import create_sandbox_job
+from sifproof.nomad.node import leftovers
 
 SERVER = """
 import argparse, http.server, json, os
@@ -63,8 +64,8 @@ def build_sif(folder: Path) -> Path:
     """The server as a SIF."""
     sif = folder / "payload.sif"
     subprocess.run(
-        [tools.require("apptainer").path, "-q", "build", sif, _root(folder)],
-        env=tools.environment(),
+        [host_tools.require("apptainer").path, "-q", "build", sif, _root(folder)],
+        env=host_tools.environment(),
         check=True,
         capture_output=True,
     )
@@ -75,7 +76,7 @@ def import_image(folder: Path, name: str) -> None:
     """The server as an image of the Docker engine."""
     archive = folder / "payload.tar"
     subprocess.run(["tar", "-C", _root(folder), "-cf", archive, "."], check=True)
-    subprocess.run([tools.require("docker").path, "import", archive, name], check=True, capture_output=True)
+    subprocess.run([host_tools.require("docker").path, "import", archive, name], check=True, capture_output=True)
 
 
 def shell_job(job_id: str, line: str, port=None, **arguments) -> dict:
@@ -132,7 +133,7 @@ def end_agent(agent: subprocess.Popen[bytes]) -> None:
     agent.wait()
 
 
-def clear_away(folder: Path) -> list[traces.Process]:
+def clear_away(folder: Path) -> list[leftovers.Process]:
     """End and unmount what ended agents left whose data lies in ``folder``.
 
     Returns the processes that did not go by themselves, without Nomad's own helpers: an agent that ends just after a
@@ -140,12 +141,12 @@ def clear_away(folder: Path) -> list[traces.Process]:
     """
     home = f"{folder}/"
 
-    def there() -> list[traces.Process]:
-        return traces.find_processes([home])[home]
+    def there() -> list[leftovers.Process]:
+        return leftovers.find_processes([home])[home]
 
-    left = traces.wait_none(lambda: [p for p in there() if not p.is_nomad], 30)
-    traces.end_processes(there(), 30)
-    for point in traces.find_mounts(home):
+    left = leftovers.wait_none(lambda: [p for p in there() if not p.is_nomad], 30)
+    leftovers.end_processes(there(), 30)
+    for point in leftovers.find_mounts(home):
         subprocess.run(["umount", "--lazy", point], check=True)
     return left
 
@@ -153,8 +154,8 @@ def clear_away(folder: Path) -> list[traces.Process]:
 def assert_gone(agent: local.LocalAgent) -> None:
     """Nothing of ``agent`` is left: no process, no mount, no directory."""
     home = f"{agent.directory}/"
-    assert traces.find_processes([home])[home] == []
-    assert traces.find_mounts(home) == []
+    assert leftovers.find_processes([home])[home] == []
+    assert leftovers.find_mounts(home) == []
     assert not agent.directory.exists()
     assert not runs(agent.agent)
     wait_until(lambda: not runs(agent.supervisor))  # removing the directory is the last that it does

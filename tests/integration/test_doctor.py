@@ -19,24 +19,27 @@ import yaml
 from checkout import DEAD_ENGINE, ROOT, wait_until
 from nomad_payload import LISTEN, bootstrap, clear_away, end_agent, new_id, shell_job
 
-from sifproof import config, deploy, tools
-from sifproof.checks import registry
-from sifproof.checks.runner import Context, run_checks
-from sifproof.checks.teardown import Ended
-from sifproof.cluster import Cluster
+from sifproof import config, host_tools
+from sifproof.checks.engine import registry
+from sifproof.checks.engine.runner import Context, run_checks
+from sifproof.checks.engine.subject import Ended
 from sifproof.doctor import look
 from sifproof.doctor.facts import OK, Facts, parse
 from sifproof.doctor.findings import Case, Finding, Image, judge
 from sifproof.doctor.record import Doctor
-from sifproof.nomad import local, submit, traces
+from sifproof.nomad import submit
+from sifproof.nomad.agent import local
 from sifproof.nomad.client import connect
+from sifproof.nomad.cluster import Cluster
+from sifproof.nomad.node import leftovers
+from sifproof.nomad.node.script import run_on_nodes
+from sifproof.nomad.node.userns import needs_userns
+from sifproof.nomad.nodes import Driver
 from sifproof.nomad.ports import MARK, claim_block
-from sifproof.nomad.preflight import Driver
-from sifproof.nomad.probe import run_on_nodes
 from sifproof.nomad.teardown import AllocationEnd
-from sifproof.nomad.userns import needs_userns
 from sifproof.records import PlannedSandbox
 from sifproof.run import Run
+from sifproof.workflow import deploy
 
 SANDBOX = {"driver": "singularity", "image": "/no/such.sif", "slots": 1}
 
@@ -48,7 +51,7 @@ def seen(*around: str, before: str = "", environment: dict[str, str] | None = No
     text = look.script(look.Questions(**asked), alloc=folder, tmp=folder)
     answer = subprocess.run(
         [*around, "/bin/sh", "-c", f"{before}\n{text}"],
-        env=tools.environment() | (environment or {}),
+        env=host_tools.environment() | (environment or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -72,7 +75,7 @@ def test_this_machine_is_fine_and_what_was_tried_is_so():
     assert facts.complete
     assert (facts.fuse, facts.userns_two, facts.timeout) == (OK, OK, OK)
     (program,) = facts.programs
-    assert program.version == tools.require("apptainer").version
+    assert program.version == host_tools.require("apptainer").version
     assert (program.userns, program.nested) == (OK, OK)
     # The quick look of the local agent's way and the trial agree.
     assert (program.plain != OK) == needs_userns()
@@ -176,16 +179,16 @@ def test_a_file_system_that_hangs_is_told_and_keeps_nothing_else_from_being_told
     """One whose server is stopped, as a network file system's that went away."""
     for name in ("files", "mounted"):
         (tmp_path / name).mkdir()
-    packer = tools.require("mksquashfs").path.resolve()
+    packer = host_tools.require("mksquashfs").path.resolve()
     subprocess.run([packer, tmp_path / "files", tmp_path / "image", "-quiet", "-no-progress"], check=True)
-    server = next(tools.root().glob("**/squashfuse_ll"))
+    server = next(host_tools.root().glob("**/squashfuse_ll"))
     mounted = tmp_path / "mounted"
     hang = f"{server} {tmp_path}/image {mounted} && kill -STOP $(pgrep -x squashfuse_ll)"
     facts = seen(*PRIVATE, before=hang, alloc=str(mounted / "alloc"), images=(Image(f"{mounted}/x.sif", ()),))
     assert facts.complete
     assert facts.images == ("it did not end within 10 s",)
     assert "did not end within" in facts.places["alloc"].write
-    assert facts.programs[0].version == tools.require("apptainer").version
+    assert facts.programs[0].version == host_tools.require("apptainer").version
     found = bad(facts)
     assert found["space.alloc"].severity == found["image"].severity == "blocks"
     assert "umount -l" in found["space.alloc"].mend
@@ -311,7 +314,7 @@ class TwoNodes:
         (self.shared / "results").mkdir()
         (self.shared / "x.sif").write_bytes(b"SIF")
         self.apptainer = self.shared / "apptainer"
-        self.apptainer.symlink_to(tools.require("apptainer").path.resolve())
+        self.apptainer.symlink_to(host_tools.require("apptainer").path.resolve())
         self._agents: list[subprocess.Popen[bytes]] = []
         self._blocks = [claim_block(), claim_block()]
         self.address, self.token = f"http://127.0.0.1:{self._blocks[0].agent[0]}", ""
@@ -371,12 +374,12 @@ class TwoNodes:
         }
         file = self.folder / f"{name}.json"
         file.write_text(json.dumps(settings))
-        nomad = str(tools.require("nomad").path.resolve())
+        nomad = str(host_tools.require("nomad").path.resolve())
         command = [nomad, "agent", *([] if hidden else ["-dev"]), f"-config={local.CONFIGURATION}", f"-config={file}"]
         if hidden:
             command = ["unshare", "--mount", "/bin/sh", "-c", f"{hidden} && exec {shlex.join(command)}"]
         with (self.folder / f"{name}.log").open("wb") as log:
-            variables = {k: v for k, v in tools.environment().items() if not k.startswith("NOMAD_")}
+            variables = {k: v for k, v in host_tools.environment().items() if not k.startswith("NOMAD_")}
             self._agents.append(
                 subprocess.Popen(command, env=variables | {MARK: f"{self.folder}/"}, stdout=log, stderr=log)
             )
@@ -548,7 +551,7 @@ def torn_down(
         submit.submit(client, job)
         allocations = submit.wait_for_allocations(client, job_id, count, 60)
     ids = [allocation.id for allocation in allocations]
-    wait_until(lambda: survivors <= {p.command for found in traces.find_processes(ids).values() for p in found}, 60)
+    wait_until(lambda: survivors <= {p.command for found in leftovers.find_processes(ids).values() for p in found}, 60)
     gate = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", TEARDOWN]
     with around():
         answer = subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 import image_samples as samples
 import pytest
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.image import convert, squashfs
 from sifproof.image.digest import digest
 from sifproof.image.reference import build_reference_image
@@ -37,8 +37,8 @@ TELLS = {".singularity.d/labels.json", ".singularity.d/Singularity"}
 @pytest.mark.parametrize("skopeo", [True, False])
 def test_a_sif_is_the_same(tmp_path, monkeypatch, skopeo):
     if not skopeo:
-        there = tools.find
-        monkeypatch.setattr(tools, "find", lambda name: None if name == "skopeo" else there(name))
+        there = host_tools.find
+        monkeypatch.setattr(host_tools, "find", lambda name: None if name == "skopeo" else there(name))
     archive = samples.docker_archive(tmp_path / "a.tar")
 
     def made(name: str):

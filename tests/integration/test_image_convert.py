@@ -20,7 +20,7 @@ from pathlib import Path
 import image_samples as samples
 import pytest
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert as conversion
 from sifproof.image import scratch, sif, tree
@@ -68,12 +68,12 @@ def converted(process: subprocess.CompletedProcess[str]) -> Provenance:
 
 
 # Found before a test puts a mksquashfs of its own on PATH.
-UNSQUASHFS = tools.require("mksquashfs").path.resolve().with_name("unsquashfs")
+UNSQUASHFS = host_tools.require("mksquashfs").path.resolve().with_name("unsquashfs")
 
 
 def files(sif: str, folder: Path) -> dict[str, str]:
     """Mode and target of each file in a SIF by name, as unsquashfs lists them."""
-    environment = tools.environment()
+    environment = host_tools.environment()
     listed = subprocess.run(
         ["apptainer", "sif", "list", sif], env=environment, capture_output=True, text=True, check=True
     )
@@ -121,7 +121,7 @@ def on_path(tmp_path, monkeypatch):
     def put(name: str, text: str) -> None:
         folder = tmp_path / "path"
         folder.mkdir(exist_ok=True)
-        (folder / name).write_text(text.replace("REAL", shlex.quote(str(tools.require(name).path))))
+        (folder / name).write_text(text.replace("REAL", shlex.quote(str(host_tools.require(name).path))))
         (folder / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
@@ -399,8 +399,8 @@ def test_a_step_that_hangs_is_stopped(make, tmp_path, on_path):
 
 
 def test_files_take_no_skopeo(make, tmp_path, monkeypatch):
-    find = tools.find
-    monkeypatch.setattr(tools, "find", lambda name: None if name == "skopeo" else find(name))
+    find = host_tools.find
+    monkeypatch.setattr(host_tools, "find", lambda name: None if name == "skopeo" else find(name))
     made = make(SOURCES["docker-archive"](tmp_path))
     assert made.fallbacks == []
     assert "skopeo" not in made.versions

@@ -7,7 +7,7 @@ from pathlib import Path
 import image_samples as samples
 import pytest
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import process
 from sifproof.image.convert import convert
@@ -18,7 +18,12 @@ from sifproof.image.source import parse, verify
 
 def docker(*arguments: str) -> str:
     done = subprocess.run(
-        ["docker", *arguments], env=tools.environment("docker"), capture_output=True, text=True, check=True, timeout=600
+        ["docker", *arguments],
+        env=host_tools.environment("docker"),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
     )
     return done.stdout.strip()
 

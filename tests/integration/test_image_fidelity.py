@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import image_samples as samples
 import pytest
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import SifproofError
 from sifproof.image import archive, convert, fidelity, process, squashfs, tree
 from sifproof.image.provenance import Provenance, SifStore
@@ -218,7 +218,7 @@ def test_a_damaged_sif_is_not_taken_for_a_sound_one(odd, tmp_path, begin, length
 
 
 def test_unsquashfs_is_found_beside_mksquashfs():
-    assert squashfs._unsquashfs().parent == tools.require("mksquashfs").path.resolve().parent
+    assert squashfs._unsquashfs().parent == host_tools.require("mksquashfs").path.resolve().parent
 
 
 def test_an_unsquashfs_that_ends_well_and_says_what_nobody_can_read_is_no_sif_read(odd, monkeypatch, tmp_path):

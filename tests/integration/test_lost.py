@@ -13,11 +13,11 @@ from checkout import DEAD_ENGINE, SINGULARITY
 from machines import Machines
 from nomad_payload import new_id, shell_job, wait_until
 
-from sifproof import tools
-from sifproof.checks import presence
-from sifproof.checks.presence import Watch
-from sifproof.checks.registry import Check, expect
-from sifproof.checks.runner import Context, run_checks
+from sifproof import host_tools
+from sifproof.checks.engine import presence
+from sifproof.checks.engine.presence import Watch
+from sifproof.checks.engine.registry import Check, expect
+from sifproof.checks.engine.runner import Context, run_checks
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad import client as nomad_client
 from sifproof.nomad.client import NotFoundError
@@ -260,7 +260,7 @@ def test_a_restart_that_was_asked_for_is_no_loss(machines):
 def test_a_node_that_takes_nothing_is_told_where_the_others_are_full_and_the_advice_has_the_job_placed(machines):
     block = claim_block()
     job = shell_job(new_id(), "exec sleep 600", port=block.static[0], count=2)
-    nomad = tools.require("nomad").path
+    nomad = host_tools.require("nomad").path
     environment = {
         **os.environ,
         "PATH": f"{nomad.parent}:{os.environ['PATH']}",

@@ -7,11 +7,12 @@ import pytest
 import requests
 from nomad_payload import LISTEN, bootstrap, clear_away, end_agent, new_id, shell_job, wait_until
 
-from sifproof import config, tools
-from sifproof.cluster import Cluster
+from sifproof import config, host_tools
 from sifproof.errors import SifproofError
-from sifproof.nomad import local, preflight, submit, teardown
+from sifproof.nomad import nodes, submit, teardown
+from sifproof.nomad.agent import local
 from sifproof.nomad.client import connect
+from sifproof.nomad.cluster import Cluster
 from sifproof.nomad.ports import MARK, claim_block
 
 # The smallest policy that a run needs.
@@ -38,13 +39,13 @@ def cluster(tmp_path_factory):
     with (folder / "log").open("w") as log:
         agent = subprocess.Popen(
             [
-                tools.require("nomad").path,
+                host_tools.require("nomad").path,
                 "agent",
                 "-dev",
                 f"-config={local.CONFIGURATION}",
                 f"-config={folder / 'acl.json'}",
             ],
-            env={**tools.environment(), MARK: f"{folder}/"},
+            env={**host_tools.environment(), MARK: f"{folder}/"},
             stdout=log,
             stderr=log,
         )
@@ -52,7 +53,7 @@ def cluster(tmp_path_factory):
         address = f"http://127.0.0.1:{http}"
         token = bootstrap(address, agent)
         with connect(address, token=token, environment={}) as client:
-            preflight.wait_for_node_ready(client, 60)
+            nodes.wait_for_node_ready(client, 60)
         yield address, token
     finally:
         end_agent(agent)
@@ -78,7 +79,7 @@ def small_token(cluster):
 @pytest.mark.parametrize("token", [None, "11111111-2222-3333-4444-555555555555"])
 def test_without_a_right_it_is_told_which_is_missing(cluster, token):
     with connect(cluster[0], token=token, environment={}) as client:
-        for call in (lambda: submit.submit(client, shell_job(new_id(), LISTEN)), lambda: preflight.read_nodes(client)):
+        for call in (lambda: submit.submit(client, shell_job(new_id(), LISTEN)), lambda: nodes.read_nodes(client)):
             with pytest.raises(SifproofError, match="does not permit it") as caught:
                 call()
             assert "NOMAD_TOKEN" in caught.value.todo
@@ -93,7 +94,7 @@ def test_the_smallest_policy_will_do_for_a_whole_run(cluster, tmp_path, monkeypa
     assert Cluster(address=cluster[0], version="", local=False).is_here(config.Nomad())
     with connect() as client:
         assert client.version()
-        assert preflight.check_driver_available(client, "singularity", "dc1")
+        assert nodes.check_driver_available(client, "singularity", "dc1")
         submit.submit(client, shell_job(job_id, 'echo told >&2; echo x > "$NOMAD_ALLOC_DIR/data/x"; ' + LISTEN))
         (allocation,) = submit.wait_for_allocations(client, job_id, 1, 60)
         assert client.file(allocation.id, "/alloc/data/x") == b"x\n"

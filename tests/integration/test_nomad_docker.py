@@ -7,20 +7,22 @@ import pytest
 import requests
 from nomad_payload import BINDS, COMMAND, import_image, local_agent, new_id, wait_until
 
-from sifproof import tools
-from sifproof.checks.registry import NotMeasured
-from sifproof.checks.teardown import Ended, mounts
+from sifproof import host_tools
+from sifproof.checks.engine.registry import NotMeasured
+from sifproof.checks.engine.subject import Ended
+from sifproof.checks.teardown import mounts
 from sifproof.errors import SifproofError
-from sifproof.nomad import preflight, submit, teardown, traces
+from sifproof.nomad import nodes, submit, teardown
 from sifproof.nomad.allocations import get_job_allocations
 from sifproof.nomad.job import create_sandbox_job
+from sifproof.nomad.node import leftovers
 
 IMAGE = "sifproof-payload:1"
 
 
 def docker(*words):
     return subprocess.run(
-        [tools.require("docker").path, *words], capture_output=True, text=True, check=True
+        [host_tools.require("docker").path, *words], capture_output=True, text=True, check=True
     ).stdout.strip()
 
 
@@ -72,7 +74,7 @@ def answer(allocation):
 
 @pytest.mark.parametrize("port", ["auto", 9000])
 def test_a_sandbox_runs_on_a_dynamic_port_and_is_gone_after_the_stop(client, image, tmp_path, port):
-    assert preflight.check_driver_available(client, "docker", "dc1")
+    assert nodes.check_driver_available(client, "docker", "dc1")
     job_id = new_id()
     words = ["a b", "$(id)", "${node.unique.id}", "%{x}", "q'\"", "$HOME"]
     allocation = run(
@@ -97,7 +99,7 @@ def test_an_engine_that_does_not_tell_has_not_been_looked_at(client, image, tmp_
     allocation = run(client, sandbox(new_id()))
     monkeypatch.setenv("DOCKER_HOST", "unix:///no/engine.sock")
     with pytest.raises(SifproofError, match=r"did not answer: .*/no/engine.sock"):
-        traces.find_containers(allocation.id, str(tools.require("docker").path))
+        leftovers.find_containers(allocation.id, str(host_tools.require("docker").path))
     (end,) = teardown.stop_and_verify(client, allocation.job_id, collect=tmp_path, local=True).allocations
     assert "/no/engine.sock" in end.containers_unseen
     ended = Ended(end, purged=True, stopped_within_s=10)
@@ -139,7 +141,7 @@ def test_a_server_in_an_image_without_timeout_is_told_to_end(client, image, tmp_
 
 def test_privileged_is_permitted(client, image):
     allocation = run(client, sandbox(new_id(), privileged=True))
-    (container,) = traces.find_containers(allocation.id, str(tools.require("docker").path))
+    (container,) = leftovers.find_containers(allocation.id, str(host_tools.require("docker").path))
     assert docker("inspect", "--format", "{{.HostConfig.Privileged}}", container.split()[0]) == "true"
 
 

@@ -17,15 +17,17 @@ import requests
 from checkout import command_line, environ
 from nomad_payload import BINDS, COMMAND, LISTEN, build_sif, local_agent, new_id, shell_job, wait_until
 
-from sifproof import config, tools
+from sifproof import config, host_tools
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad import cleanup, preflight, static_port, submit, supervisor, teardown, traces
 from sifproof.nomad import job as jobs
+from sifproof.nomad import nodes, static_port, submit, sweep, teardown
+from sifproof.nomad.agent import supervisor
 from sifproof.nomad.allocations import get_job_allocations
 from sifproof.nomad.client import NotFoundError, RejectedError, UnreadableFileError
-from sifproof.nomad.userns import needs_userns
-from sifproof.preflight import make_plan
+from sifproof.nomad.node import leftovers
+from sifproof.nomad.node.userns import needs_userns
 from sifproof.run import Run
+from sifproof.workflow.plan import make_plan
 
 TOKENS = {"NOMAD_TOKEN": "t0", "HF_TOKEN": "t1", "GITHUB_TOKEN": "t2", "AWS_SECRET_ACCESS_KEY": "t3", "SLURM_JWT": "t4"}
 
@@ -50,7 +52,7 @@ def client(agent):
         yield connected
         for left in connected.get("jobs"):
             connected.deregister(left["ID"], purge=True)
-        assert traces.wait_unmounted(f"{agent.directory}/data/alloc", 60) == []
+        assert leftovers.wait_unmounted(f"{agent.directory}/data/alloc", 60) == []
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_a_sandbox_runs_contained_and_is_gone_after_the_stop(client, sif, tmp_pa
     assert [allocation.time_ns(e) is not None for e in ("Received", "Task Setup", "Started")] == [True] * 3
 
     # Whatever Nomad started for it, squashfuse among it, is seen; and no token of the agent in any of it.
-    seen = traces.find_processes([allocation.id])[allocation.id]
+    seen = leftovers.find_processes([allocation.id])[allocation.id]
     assert any("squashfuse" in p.command for p in seen)
     for process in seen:
         raw = environ(process.pid)
@@ -202,7 +204,7 @@ def test_the_token_is_where_its_user_alone_can_read_it(agent, client, sif):
     assert stat.S_IMODE(holding[0].stat().st_mode) == 0o600
     assert not agent.directory.stat().st_mode & 0o066
     assert token not in agent.directory.with_name(f"{agent.run}.log").read_bytes()
-    tasks = traces.find_processes([f"{agent.directory}/"])[f"{agent.directory}/"]
+    tasks = leftovers.find_processes([f"{agent.directory}/"])[f"{agent.directory}/"]
     assert len(tasks) >= 4
     for pid in (agent.supervisor, agent.agent, *(p.pid for p in tasks)):
         assert token not in environ(pid)
@@ -251,7 +253,7 @@ def test_a_forgotten_job_ends_by_itself(client, sif, tmp_path):
     assert "lifetime" in str(submit.failure_of(client, ended))
     wait_until(lambda: client.get("job", job_id)["Status"] == "dead")
     assert len(get_job_allocations(client, job_id)) == 1
-    processes = traces.find_processes([ended.id])[ended.id]
+    processes = leftovers.find_processes([ended.id])[ended.id]
     assert [p for p in processes if not p.is_nomad] == []
     assert stop(client, job_id, tmp_path).purged
 
@@ -261,7 +263,7 @@ def test_the_rendered_file_can_be_submitted_by_hand(agent, client, sif, tmp_path
     path = tmp_path / "job.json"
     path.write_text(jobs.render(sandbox(job_id, sif)))
     subprocess.run(
-        [tools.require("nomad").path, "job", "run", "-detach", "-json", path],
+        [host_tools.require("nomad").path, "job", "run", "-detach", "-json", path],
         env={**os.environ, "NOMAD_ADDR": agent.address, "NOMAD_TOKEN": token_of(agent)},
         check=True,
         capture_output=True,
@@ -325,8 +327,8 @@ def test_driver_that_no_node_has(client):
 
 def test_docker_without_an_engine(client):
     with pytest.raises(SifproofError, match="docker: Failed to connect to docker daemon"):
-        preflight.check_driver_available(client, "docker", "dc1")
-    (node,) = preflight.check_driver_available(client, "singularity", "dc1")
+        nodes.check_driver_available(client, "docker", "dc1")
+    (node,) = nodes.check_driver_available(client, "singularity", "dc1")
     assert node.usable
     job = jobs.create_sandbox_job(new_id(), "image:1", driver="docker")
     assert "Failed to connect to docker daemon" in str(fails(client, job))
@@ -342,7 +344,7 @@ def test_datacenter_without_a_node(client):
     error = fails(client, shell_job(new_id(), LISTEN, datacenter="nowhere"))
     assert "no ready and eligible node" in str(error)
     with pytest.raises(SifproofError, match="has nodes in: dc1"):
-        preflight.check_driver_available(client, "singularity", "nowhere")
+        nodes.check_driver_available(client, "singularity", "nowhere")
 
 
 def test_server_that_crashes(client):
@@ -409,7 +411,7 @@ LACKING = {
 def test_what_a_node_lacks_is_not_the_images_fault(client, sif, tmp_path, lacks):
     line, todo = LACKING[lacks]
     site = tmp_path / "apptainer"
-    real = str(tools.require("apptainer").path)
+    real = str(host_tools.require("apptainer").path)
     site.write_text(f'#!/bin/bash\nREAL={real}\n{line} "$@"\n')
     site.chmod(0o755)
     error = fails(client, sandbox(new_id(), sif, apptainer=str(site), userns=True))
@@ -474,7 +476,9 @@ def test_process_that_survives_the_stop_is_found(client, tmp_path):
     (allocation,) = run(client, shell_job(job_id, survivor + LISTEN))
     # It may still be on its way out when Nomad says that the task runs.
     (pid,) = wait_until(
-        lambda: [p.pid for p in traces.find_processes([allocation.id])[allocation.id] if p.command == "/bin/sleep 300"]
+        lambda: [
+            p.pid for p in leftovers.find_processes([allocation.id])[allocation.id] if p.command == "/bin/sleep 300"
+        ]
     )
     try:
         (end,) = stop(client, job_id, tmp_path, deadline_s=5).allocations
@@ -523,7 +527,7 @@ def test_an_allocation_of_which_nothing_is_seen_from_here_is_looked_for_on_its_n
     (allocation,) = run(client, shell_job(job_id, LISTEN))
     client.deregister(job_id, purge=True)
     # Nothing of it is here any more, as nothing would be if it had run elsewhere.
-    wait_until(lambda: not traces.find_processes([allocation.id])[allocation.id])
+    wait_until(lambda: not leftovers.find_processes([allocation.id])[allocation.id])
     (end,) = teardown.stop_and_verify(client, job_id, [allocation], collect=tmp_path).allocations
     assert end.looked_at
     assert (end.processes, end.mounts, end.ended_s) == ([], [], None)
@@ -554,10 +558,10 @@ def test_a_run_whose_id_begins_as_that_of_another_keeps_its_jobs(agent, client, 
     monkeypatch.setenv("NOMAD_ADDR", agent.address)
     monkeypatch.setenv("NOMAD_TOKEN", token_of(agent))
     assert sorted(teardown.jobs_of(client, "night")) == sorted(names["night"])
-    cleanup.end_run(night, agent.address)
+    sweep.end_run(night, agent.address)
     left = {name for one in others for name in names[one.id]}
     assert {j["ID"] for j in client.get("jobs")} == left
-    cleanup.sweep(others[0])
+    sweep.sweep(others[0])
     assert {j["ID"] for j in client.get("jobs")} == left - set(names["night-2"])
 
 
@@ -580,10 +584,10 @@ def test_the_end_of_a_run_takes_its_jobs_along(agent, client, tmp_path, monkeypa
         run(client, of_run(shell_job(owner.job_id("a"), LISTEN), owner.id))
     monkeypatch.setenv("NOMAD_ADDR", agent.address)
     monkeypatch.setenv("NOMAD_TOKEN", token_of(agent))
-    cleanup.end_run(this, agent.address)
+    sweep.end_run(this, agent.address)
     assert [j["ID"] for j in client.get("jobs")] == [other.job_id("a")]
-    assert cleanup.sweep(other) == [f"job {other.job_id('a')}: stopped and purged"]
-    assert cleanup.sweep(other) == []
+    assert sweep.sweep(other) == [f"job {other.job_id('a')}: stopped and purged"]
+    assert sweep.sweep(other) == []
 
 
 def test_a_file_of_a_task_is_read_within_bounds(client, monkeypatch):

@@ -25,11 +25,13 @@ from nomad_payload import (
     wait_until,
 )
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import SifproofError
-from sifproof.nomad import local, ports, submit, traces
+from sifproof.nomad import ports, submit
+from sifproof.nomad.agent import local
 from sifproof.nomad.job import create_sandbox_job
-from sifproof.nomad.userns import needs_userns
+from sifproof.nomad.node import leftovers
+from sifproof.nomad.node.userns import needs_userns
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def run_sandbox(agent, sif):
         (allocation,) = submit.wait_for_allocations(client, job["Job"]["ID"], 1, 60)
     return wait_until(
         lambda: (
-            (found := traces.find_processes([allocation.id])[allocation.id])
+            (found := leftovers.find_processes([allocation.id])[allocation.id])
             and any(COMMAND[0] in p.command and "apptainer" not in p.command for p in found)
             and found
         )
@@ -178,7 +180,7 @@ def test_a_second_start_of_a_run_finds_its_agent(tmp_path, watched):
 def test_it_holds_no_pipe_of_the_caller_and_survives_its_terminal(tmp_path, watched):
     run = new_id("test")
     script = (
-        "import sys; from pathlib import Path; from sifproof.nomad import local;"
+        "import sys; from pathlib import Path; from sifproof.nomad.agent import local;"
         f"print(local.start({run!r}, Path({str(tmp_path)!r}), {watched.pid}).model_dump_json())"
     )
     # The output ends with the caller, not with the agent; or this would wait for ever.
@@ -295,10 +297,11 @@ import json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from nomad_payload import BINDS, COMMAND, local_agent, new_id, wait_until
-from sifproof.nomad import submit, teardown, traces
+from sifproof.nomad import submit, teardown
 from sifproof.nomad.job import create_sandbox_job
 from sifproof.nomad.static_port import answers
-from sifproof.nomad.userns import needs_userns
+from sifproof.nomad.node.leftovers import find_processes
+from sifproof.nomad.node.userns import needs_userns
 
 assert os.getuid() != 0
 folder, sif = Path(sys.argv[1]), sys.argv[2]
@@ -310,7 +313,7 @@ with local_agent(folder) as agent, agent.connect() as client:
     (allocation,) = submit.wait_for_allocations(client, "j", 1, 60)
     wait_until(lambda: answers(allocation.address, allocation.port, 1))
     assert client.file(allocation.id, "/alloc/data/started") == b"by the server"
-    seen = traces.find_processes([allocation.id])[allocation.id]
+    seen = find_processes([allocation.id])[allocation.id]
     report = teardown.stop_and_verify(client, "j", collect=folder / "collected", deadline_s=60)
 print(json.dumps({"seen": [p.command for p in seen], "report": report.model_dump()}))
 """
@@ -371,8 +374,8 @@ def test_an_ordinary_user_can_do_all_of_it(sif, ordinary):
 
 def test_userns_is_asked_for_where_apptainer_fails_without(sif):
     plain = subprocess.run(
-        [tools.require("apptainer").path, "-q", "exec", "--containall", "--bind", BINDS[0], sif, "/bin/true"],
-        env=tools.environment(),
+        [host_tools.require("apptainer").path, "-q", "exec", "--containall", "--bind", BINDS[0], sif, "/bin/true"],
+        env=host_tools.environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -408,7 +411,7 @@ def test_time_from_start_to_ready(tmp_path, watched):
 CLEARED = """
 import json, subprocess, sys
 from pathlib import Path
-from sifproof.nomad import local
+from sifproof.nomad.agent import local
 home, precious = map(Path, sys.argv[1:])
 for name in ("gr\u00fc\u00dfe", "a b\\\\c"):
     (home / name).mkdir(parents=True)

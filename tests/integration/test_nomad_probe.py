@@ -3,9 +3,9 @@
 import pytest
 from nomad_payload import local_agent, new_id
 
-from sifproof.nomad import probe
-from sifproof.nomad.preflight import read_nodes
-from sifproof.nomad.probe import Node, ProbeError, run_on_nodes
+from sifproof.nomad.node import script as on_node
+from sifproof.nomad.node.script import Node, ProbeError, run_on_nodes
+from sifproof.nomad.nodes import read_nodes
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_script_that_fails(node):
     ids=["lost", "too-much"],
 )
 def test_a_log_that_is_not_whole_is_no_answer(node, monkeypatch, script):
-    monkeypatch.setattr(probe, "_LOGGED_S", 0.5)
+    monkeypatch.setattr(on_node, "_LOGGED_S", 0.5)
     with pytest.raises(ProbeError, match="did not arrive as a whole"):
         node.run(script)
 
@@ -69,7 +69,7 @@ def test_a_log_that_is_written_late_is_waited_for_on_every_node(client, monkeypa
 
 
 def test_a_log_that_is_not_whole_is_told_on_every_node(client, monkeypatch):
-    monkeypatch.setattr(probe, "_LOGGED_S", 0.5)
+    monkeypatch.setattr(on_node, "_LOGGED_S", 0.5)
     (answer,) = run_on_nodes(client, 'echo one; rm "$NOMAD_ALLOC_DIR"/logs/probe.stdout.0', run="t")
     assert "did not arrive as a whole" in answer.fault
     (answer,) = run_on_nodes(client, "echo one; sleep 60", run="t", timeout_s=3)

@@ -7,9 +7,10 @@ import subprocess
 import pytest
 from nomad_payload import clear_away, end_agent
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad import local, preflight
+from sifproof.nomad import nodes
+from sifproof.nomad.agent import local
 from sifproof.nomad.client import connect
 from sifproof.nomad.ports import MARK, claim_block
 
@@ -17,7 +18,9 @@ from sifproof.nomad.ports import MARK, claim_block
 def made(folder, *words):
     """Certificates as Nomad makes them, in ``folder``: an authority, and one for each of ``words``."""
     for line in ("ca create", *(f"cert create -{word}" for word in words)):
-        subprocess.run([tools.require("nomad").path, "tls", *line.split()], cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            [host_tools.require("nomad").path, "tls", *line.split()], cwd=folder, check=True, capture_output=True
+        )
     return folder
 
 
@@ -52,11 +55,11 @@ def tls(own, tmp_path_factory):
         },
     }
     (folder / "tls.json").write_text(json.dumps(additions))
-    nomad = tools.require("nomad").path
+    nomad = host_tools.require("nomad").path
     with (folder / "log").open("w") as log:
         agent = subprocess.Popen(
             [nomad, "agent", "-dev", f"-config={local.CONFIGURATION}", f"-config={folder / 'tls.json'}"],
-            env={**tools.environment(), MARK: f"{folder}/"},
+            env={**host_tools.environment(), MARK: f"{folder}/"},
             stdout=log,
             stderr=log,
         )
@@ -81,7 +84,7 @@ def _wait_ready(variables, agent):
         assert agent.poll() is None
         try:
             with connect(environment=variables) as client:
-                preflight.wait_for_node_ready(client, 60)
+                nodes.wait_for_node_ready(client, 60)
             return
         except SifproofError as error:
             assert "can't be reached" in str(error) or "leader" in str(error), error

@@ -8,7 +8,7 @@ import pytest
 from checkout import DEAD_ENGINE, FEW, SINGULARITY, Checkout
 from junitparser import JUnitXml
 
-from sifproof.checks import registry
+from sifproof.checks.engine import registry
 from sifproof.image.engine import engine_version
 from sifproof.report.write import REPORTS
 from sifproof.run import new_id

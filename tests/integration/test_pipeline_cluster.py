@@ -11,7 +11,7 @@ import yaml
 from checkout import DEAD_ENGINE, ROOT, SINGULARITY, children, command_line, descendants, environ, wait_until
 from nomad_payload import LISTEN, bootstrap, clear_away, end_agent, new_id, shell_job
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.nomad.ports import claim_block
 
 # As docs/how-to/cluster.md tells people to write it.
@@ -60,11 +60,11 @@ def cluster(tmp_path_factory):
         "client": {"min_dynamic_port": block.dynamic[0], "max_dynamic_port": block.dynamic[1]},
     }
     (folder / "own.json").write_text(json.dumps(settings))
-    environment = {k: v for k, v in tools.environment().items() if not k.startswith("NOMAD_")} | DEAD_ENGINE
+    environment = {k: v for k, v in host_tools.environment().items() if not k.startswith("NOMAD_")} | DEAD_ENGINE
     with (folder / "log").open("wb") as log:
         agent = subprocess.Popen(
             [
-                tools.require("nomad").path,
+                host_tools.require("nomad").path,
                 "agent",
                 "-dev",
                 f"-config={ROOT}/nomad-singularity.hcl",

@@ -14,7 +14,7 @@ from shlex import quote
 import pytest
 from checkout import DEAD_ENGINE, FEW, Checkout
 
-from sifproof import tools
+from sifproof import host_tools
 
 ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
@@ -49,7 +49,7 @@ def shown(paths: set[Path], stage: Path) -> list[str]:
 
 def hidden() -> list[str]:
     """Lines of shell that take away what set-up does without and this machine may have."""
-    if not all((tools.root() / "bin" / name).exists() for name in ("buildah", "mmdebstrap")):
+    if not all((host_tools.root() / "bin" / name).exists() for name in ("buildah", "mmdebstrap")):
         return []  # set-up took this machine's, which bring their own
     names = ("buildah", "mmdebstrap", "newuidmap", "newgidmap", "fakechroot", "fakeroot")
     return [f"mount --bind /dev/null {quote(path)}" for name in names if (path := shutil.which(name))]
@@ -76,16 +76,16 @@ def gate():
     (home / "leaves-behind").mkdir()
     wrapper = home / "leaves-behind" / "apptainer"
     wrapper.write_text(
-        f"#!/bin/sh\nPATH={quote(str(tools.root() / 'bin'))}:$PATH\n"
+        f"#!/bin/sh\nPATH={quote(str(host_tools.root() / 'bin'))}:$PATH\n"
         'case "$*" in *"/sandbox_server.py "*) setsid sleep 600 < /dev/null > /dev/null 2>&1 & ;; esac\n'
-        f'exec {quote(str(tools.require("apptainer").path))} "$@"\n'
+        f'exec {quote(str(host_tools.require("apptainer").path))} "$@"\n'
     )
     wrapper.chmod(0o755)
     user = ()
     if ROOT:
         for path in (home, *home.rglob("*")):
             os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
-        lines = shown({tools.root(), Path(sys.prefix), Path(sys.base_prefix)}, home / "shown")
+        lines = shown({host_tools.root(), Path(sys.prefix), Path(sys.base_prefix)}, home / "shown")
         script = "\n".join(["set -e", *lines, *hidden(), *fuse_for_all(home), BECOME])
         user = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
     else:

@@ -18,7 +18,7 @@ import image_samples as samples
 import pytest
 import requests
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import convert, source
 from sifproof.image.digest import digest
@@ -173,12 +173,12 @@ class Server:
         self.log = (folder / "log").open("w+")
         self.process = subprocess.Popen(
             [
-                *(str(tools.require("apptainer").path), "-q", "exec", *userns, "--containall", *options),
+                *(str(host_tools.require("apptainer").path), "-q", "exec", *userns, "--containall", *options),
                 *("--bind", f"{self.data}:/data", "--workdir", str(folder / "work"), "--pwd", "/app", str(private)),
                 *("python3", "/app/sandbox_server.py", "--port", "0", "--host", "127.0.0.1"),
                 *("--slots", "3", "--data-dir", "/data"),
             ],
-            env=tools.environment() | {"NOMAD_ALLOC_DIR": "/nowhere"},
+            env=host_tools.environment() | {"NOMAD_ALLOC_DIR": "/nowhere"},
             stderr=self.log,
         )
         self.url = eventually(self._address)

@@ -128,7 +128,9 @@ def report() -> bool:
 def main() -> int:
     """Make the mutants anew and try them all, or those that are named; 1 where too few are noticed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help='try these anew and keep the rest, such as "sifproof.checks.policy*"')
+    parser.add_argument(
+        "names", nargs="*", help='try these anew and keep the rest, such as "sifproof.checks.engine.policy*"'
+    )
     parser.add_argument("--known", action="store_true", help="try nothing, show what is known")
     asked = parser.parse_args()
     if not asked.known:

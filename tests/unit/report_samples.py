@@ -142,6 +142,6 @@ def _image() -> dict[str, object]:
 
 
 def _endpoints(sandbox: PlannedSandbox) -> dict[str, object]:
-    """The part of :class:`sifproof.cluster.Endpoints` that reports use."""
+    """The part of :class:`sifproof.nomad.cluster.Endpoints` that reports use."""
     allocation = {"id": ALLOCATION.get(sandbox.name, ""), "node_name": "node-1", "address": "::1", "port": 31000}
     return {"job_id": sandbox.job_id, "allocations": [allocation], "seconds": {"submit": 0.04, "place and start": 0.4}}

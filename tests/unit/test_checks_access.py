@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from sifproof import config
+from sifproof.checks.engine.registry import NotMeasured
+from sifproof.checks.engine.subject import Placement
 from sifproof.checks.isolation import access, scripts
 from sifproof.checks.isolation.planted import Said
-from sifproof.checks.registry import NotMeasured
-from sifproof.checks.server import Placement
 from sifproof.errors import Fault
 from sifproof.sandbox import tokens
 from sifproof.sandbox.client import Result

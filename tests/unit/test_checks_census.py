@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from checkout import wait_until
 
-from sifproof.checks.census import count
-from sifproof.checks.registry import NotMeasured
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.census import count
+from sifproof.checks.engine.registry import NotMeasured
+from sifproof.checks.engine.subject import Server, nonce
 
 AS_A_USER = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
 

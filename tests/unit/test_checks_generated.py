@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sifproof.checks.generated import DESCRIPTION, make_requests
+from sifproof.checks.protocol.generated import DESCRIPTION, make_requests
 
 WORDS = {
     "SlotId": ("slot_1", "no-such-slot"),
@@ -50,7 +50,7 @@ def test_no_text_is_made_up_that_a_server_could_run_or_open(valid: bool) -> None
 
 def test_the_same_requests_each_time_for_every_call_and_no_file_is_left(tmp_path) -> None:
     script = (
-        "import sys; from sifproof.checks.generated import make_requests; "
+        "import sys; from sifproof.checks.protocol.generated import make_requests; "
         f"made = [make_requests(valid=valid, count=5, words={WORDS}, known={{}}) for valid in (True, False)]; "
         "print([(r.method, r.path, r.body) for rs in made for r in rs])"
     )
@@ -67,6 +67,8 @@ def test_the_same_requests_each_time_for_every_call_and_no_file_is_left(tmp_path
 
 
 def test_a_rule_that_loads_the_checks_does_not_pay_for_what_makes_requests() -> None:
-    script = "import sys; from sifproof.checks import registry; registry.load(); print('schemathesis' in sys.modules)"
+    script = (
+        "import sys; from sifproof.checks.engine import registry; registry.load(); print('schemathesis' in sys.modules)"
+    )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from sifproof.checks import health
-from sifproof.checks.registry import NotMeasured
+from sifproof.checks.engine.registry import NotMeasured
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.client import NotFoundError
-from sifproof.nomad.probe import ProbeError
+from sifproof.nomad.node.script import ProbeError
 from sifproof.sandbox.client import Result
 
 NO_FILE = NotFoundError("Nomad has no file")

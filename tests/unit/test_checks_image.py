@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from sifproof import config
+from sifproof.checks.engine.registry import NotMeasured
 from sifproof.checks.image import on_node
-from sifproof.checks.registry import NotMeasured
 from sifproof.image.provenance import Provenance
 
 SHA256 = "ab" * 32

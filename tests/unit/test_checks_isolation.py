@@ -16,12 +16,12 @@ from threading import Thread, Timer
 import pytest
 from checkout import wait_until
 
-from sifproof import tools
+from sifproof import host_tools
+from sifproof.checks.engine.registry import NotApplicable, NotMeasured
 from sifproof.checks.isolation import scripts
 from sifproof.checks.isolation.host import far_directories, judge_devices, judge_place
 from sifproof.checks.isolation.planted import Planted, Said, is_ordinary, look_at_environment
 from sifproof.checks.isolation.slot import Greed, Limits, LockedIn
-from sifproof.checks.registry import NotApplicable, NotMeasured
 from sifproof.errors import Fault
 from sifproof.sandbox.client import Result
 
@@ -471,7 +471,7 @@ def api():
     server.server_close()
 
 
-BUSYBOX = tools.root() / "debian/busybox/usr/bin/busybox"
+BUSYBOX = host_tools.root() / "debian/busybox/usr/bin/busybox"
 # Not what a PATH has by the name of python3, which may be a script that looks for one.
 TOOLS = {"bash": None, "python3": Path(sys.executable).resolve(), "wget": BUSYBOX, "nc": BUSYBOX}
 # Set-up brings neither of these: they are tried where the machine has them.

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from sifproof import cli, config
-from sifproof.checks import listing, policy, registry
-from sifproof.checks.registry import Check, expect
+from sifproof.checks.engine import listing, policy, registry
+from sifproof.checks.engine.registry import Check, expect
 from sifproof.errors import SifproofError
 
 ROOT = Path(__file__).parents[2]

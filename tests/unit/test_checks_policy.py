@@ -12,8 +12,8 @@ import yaml
 from report_samples import verdict
 
 from sifproof import config
-from sifproof.checks import policy, registry
-from sifproof.checks.registry import Check, expect
+from sifproof.checks.engine import policy, registry
+from sifproof.checks.engine.registry import Check, expect
 from sifproof.errors import Fault, SifproofError
 from sifproof.records import IdleWaiver, PlannedWaiver
 

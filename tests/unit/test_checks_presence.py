@@ -10,13 +10,13 @@ import threading
 import pytest
 from test_nomad_allocations import RAW
 
-from sifproof.checks import presence
-from sifproof.checks.presence import Lost, Watch
+from sifproof.checks.engine import presence
+from sifproof.checks.engine.presence import Lost, Watch
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.allocations import parse_allocation
 from sifproof.nomad.client import ForbiddenError, NotFoundError, UnreachableError
-from sifproof.nomad.kernel import Kill, killed_for_memory, kills
-from sifproof.nomad.probe import ProbeError
+from sifproof.nomad.node.oom import Kill, killed_for_memory, kills
+from sifproof.nomad.node.script import ProbeError
 
 KERNEL = "oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/nomad/0ba30273.server,task=squashfuse_ll,pid=7,uid=0"
 

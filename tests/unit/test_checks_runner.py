@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from report_samples import planned
 
-from sifproof.checks import registry, runner
-from sifproof.checks.presence import Loss, Lost
-from sifproof.checks.registry import Check, Finding, NotApplicable, NotMeasured, at_most, expect, measured
-from sifproof.checks.runner import Context, run_checks
+from sifproof.checks.engine import registry, runner
+from sifproof.checks.engine.presence import Loss, Lost
+from sifproof.checks.engine.registry import Check, Finding, NotApplicable, NotMeasured, at_most, expect, measured
+from sifproof.checks.engine.runner import Context, run_checks
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.client import ForbiddenError, UnreachableError
 from sifproof.records import PlannedWaiver

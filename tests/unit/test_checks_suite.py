@@ -10,9 +10,9 @@ import pytest
 from report_samples import verdict
 
 from sifproof import config
-from sifproof.checks import presence, suite
-from sifproof.checks.runner import Context
-from sifproof.checks.server import Placement, Server
+from sifproof.checks.engine import presence, suite
+from sifproof.checks.engine.runner import Context
+from sifproof.checks.engine.subject import Placement, Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.records import PlannedSandbox, Verdict
 

@@ -13,12 +13,13 @@ import pytest
 from report_samples import fault, plan, record, verdicts
 from snakemake.cli import get_argument_parser
 
-from sifproof import cli, command, config, preflight
+from sifproof import cli, command, config
 from sifproof.errors import SifproofError
 from sifproof.report.terminal import closing_lines
 from sifproof.report.verdict import read_verdict
 from sifproof.report.write import write_reports
 from sifproof.run import Run
+from sifproof.workflow.plan import make_plan
 
 ODD = ["a word", "it's", 'say "so"', "$HOME", "`id`", "ünd", "100%", "{x}", "a\\b", "--", "*", ""]
 IMAGE = "image=docker-archive:/my images/it's $5 (100%).tar"
@@ -124,7 +125,7 @@ def test_an_engine_is_advised_for_the_same_run(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name)
     settings = config.load({"sandboxes": {"a": {"driver": "docker"}}})
     with pytest.raises(SifproofError) as caught:
-        preflight.make_plan(settings, Run("night"))
+        make_plan(settings, Run("night"))
     advice = caught.value.todo.partition("`")[2].rpartition("`")[0]
     assert shlex.split(advice)[:3] == ["make", "run", "DOCKER=yes"]
     assert IMAGE in shlex.split(shlex.split(advice)[3].removeprefix("ARGS=").replace("$$", "$"))

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from test_nomad_allocations import RAW
 
-from sifproof import config, deploy
-from sifproof.cluster import Cluster
+from sifproof import config
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.allocations import Allocation, parse_allocation
+from sifproof.nomad.cluster import Cluster
 from sifproof.nomad.job import META_RUN
-from sifproof.nomad.kernel import Kill
-from sifproof.nomad.probe import ProbeError
+from sifproof.nomad.node.oom import Kill
+from sifproof.nomad.node.script import ProbeError
 from sifproof.records import PlannedSandbox
 from sifproof.run import Run
 from sifproof.sandbox import tokens
+from sifproof.workflow import deploy
 
 
 def rendered_to(folder: Path) -> Path:

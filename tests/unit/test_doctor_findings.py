@@ -9,22 +9,23 @@ import unicodedata
 import pytest
 from report_samples import ALLOCATION, fault, plan, planned, record, verdict, verdicts
 
-from sifproof import config, deploy
-from sifproof.checks import registry
-from sifproof.cluster import Cluster
+from sifproof import config
+from sifproof.checks.engine import registry
 from sifproof.doctor import findings, look
 from sifproof.doctor.facts import OK, parse
 from sifproof.doctor.findings import Case, Finding, Image, judge, needs_userns
 from sifproof.doctor.look import Questions
 from sifproof.doctor.record import Doctor, Look
 from sifproof.errors import SifproofError
-from sifproof.nomad.preflight import Driver
+from sifproof.nomad.cluster import Cluster
+from sifproof.nomad.nodes import Driver
 from sifproof.records import PlannedSandbox, write_atomically
 from sifproof.report.decision import decide
 from sifproof.report.recorded import read_run
 from sifproof.report.terminal import closing_lines
 from sifproof.report.write import write_reports
 from sifproof.run import Run
+from sifproof.workflow import deploy
 
 # As look.sh printed it, run by Nomad as root in a virtual machine that keeps one capability back.
 ROOT = """\

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sifproof import cli, snakemake
+from sifproof import cli
 from sifproof.exit_codes import guarded
 from sifproof.report import gate
 from sifproof.run import Run
+from sifproof.workflow import snakemake
 
 ROOT = Path(__file__).resolve().parents[2]
 

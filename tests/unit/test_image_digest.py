@@ -389,7 +389,7 @@ class Skopeo:
 def skopeo(monkeypatch):
     found = Skopeo()
     monkeypatch.setattr("sifproof.image.digest.capture", found)
-    monkeypatch.setattr("sifproof.tools.find", lambda name: name)
+    monkeypatch.setattr("sifproof.host_tools.find", lambda name: name)
     return found
 
 
@@ -487,7 +487,7 @@ def test_layers_that_a_registrys_manifest_lacks(skopeo):
 
 
 def test_a_registry_takes_skopeo(monkeypatch):
-    monkeypatch.setattr("sifproof.tools.find", lambda name: None if name == "skopeo" else name)
+    monkeypatch.setattr("sifproof.host_tools.find", lambda name: None if name == "skopeo" else name)
     with pytest.raises(SifproofError, match=r"docker://box:1.*`skopeo` is missing") as raised:
         digest(BOX)
     assert raised.value.fault is Fault.INFRASTRUCTURE

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.image import process
 from sifproof.image.process import ToolFailure
 
@@ -29,8 +29,8 @@ def test_last_words(output, said):
 @pytest.fixture
 def python(monkeypatch):
     """The tool `python`, as if it were one of those that convert images."""
-    tool = tools.Tool("python", sys.executable, "3", "PATH")
-    monkeypatch.setattr(tools, "require", lambda _: tool)
+    tool = host_tools.Tool("python", sys.executable, "3", "PATH")
+    monkeypatch.setattr(host_tools, "require", lambda _: tool)
 
 
 def test_the_log_gets_command_and_output_as_it_comes_and_the_failure_its_own_part(python, tmp_path):

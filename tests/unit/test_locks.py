@@ -13,7 +13,7 @@ from checkout import ROOT
 
 from sifproof import locks
 from sifproof.image import scratch
-from sifproof.nomad import local
+from sifproof.nomad.agent import local
 
 OTHER = "elsewhere~01234567"
 DAY = 25 * 3600

@@ -6,9 +6,9 @@ import socket
 import pytest
 
 from sifproof import config
-from sifproof.cluster import Cluster
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.client import Client, NotFoundError, RejectedError, UnreadableFileError, connect
+from sifproof.nomad.cluster import Cluster
 
 TOKEN = "7a6d1f52-secret"
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad import twin
+from sifproof.nomad import job_copy
 from sifproof.nomad.deployed_job import Wanted, port_label_of, read, slots_in, task_of, under_test
 from sifproof.nomad.job import create_sandbox_job
 
@@ -196,7 +196,7 @@ def test_slots_that_can_not_be_told_are_to_be_set(tmp_path, text):
 def test_a_twin_listens_on_a_port_of_its_own(words, named):
     found = job()
     found["TaskGroups"][0]["Tasks"][0]["Config"]["args"] = words
-    made = twin.create_twin(under_the_gate(found), node_id="n", restarts=False)
+    made = job_copy.create_twin(under_the_gate(found), node_id="n", restarts=False)
     (group,) = made["Job"]["TaskGroups"]
     assert group["Tasks"][0]["Config"]["args"] == named
     assert group["Networks"][0]["DynamicPorts"] == [{"Label": "api"}]
@@ -208,16 +208,16 @@ def test_a_twin_listens_on_a_port_of_its_own(words, named):
 def test_a_port_that_can_not_be_changed_leaves_no_twin():
     found = job()
     found["TaskGroups"][0]["Tasks"][0]["Config"]["args"] = ["-c", "PORT=18080 /srv/start"]
-    with pytest.raises(twin.NoTwinError, match="no `--port 18080`"):
-        twin.create_twin(under_the_gate(found), node_id="n")
+    with pytest.raises(job_copy.NoTwinError, match="no `--port 18080`"):
+        job_copy.create_twin(under_the_gate(found), node_id="n")
 
 
 @pytest.mark.parametrize("name", ['"$NOMAD_PORT_api"', "$NOMAD_PORT_api", "${NOMAD_PORT_api}", '"${NOMAD_PORT_api}"'])
 def test_a_twin_can_be_told_to_listen_where_another_does(name):
     found = job()
     found["TaskGroups"][0]["Tasks"][0]["Config"]["args"] = ["-c", f"serve --port {name} --slots 1"]
-    made = twin.create_twin(under_the_gate(found), node_id="n")
-    twin.listen_on(made, 4711)
+    made = job_copy.create_twin(under_the_gate(found), node_id="n")
+    job_copy.listen_on(made, 4711)
     assert task_of(made)["Config"]["args"] == ["-c", "serve --port 4711 --slots 1"]
 
 
@@ -225,7 +225,7 @@ def test_a_docker_job_keeps_the_port_inside():
     found = job()
     (group,) = found["TaskGroups"]
     group["Tasks"][0].update(Driver="docker", Config={"image": "box:1", "ports": ["api"]})
-    made = twin.create_twin(under_the_gate(found, driver="docker"), node_id="n")
+    made = job_copy.create_twin(under_the_gate(found, driver="docker"), node_id="n")
     assert made["Job"]["TaskGroups"][0]["Networks"][0]["DynamicPorts"] == [{"Label": "api", "To": 18080}]
 
 

@@ -3,8 +3,9 @@
 import pytest
 
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad import preflight, submit
+from sifproof.nomad import submit
 from sifproof.nomad.allocations import Allocation, Event
+from sifproof.nomad.nodes import check_driver_available
 
 
 class Recorded:
@@ -316,11 +317,11 @@ def test_only_the_last_lines_are_quoted():
 )
 def test_a_driver_that_no_node_has_is_told_with_each_node(nodes, says):
     with pytest.raises(SifproofError) as caught:
-        preflight.check_driver_available(Recorded(nodes=nodes), "docker", "dc1")
+        check_driver_available(Recorded(nodes=nodes), "docker", "dc1")
     assert says in str(caught.value)
 
 
 def test_one_able_node_will_do():
     nodes = [node("a", status="down", docker=HEALTHY), node("b", docker=NO_ENGINE), node("c", docker=HEALTHY)]
-    (able,) = preflight.check_driver_available(Recorded(nodes=nodes), "docker", "dc1")
+    (able,) = check_driver_available(Recorded(nodes=nodes), "docker", "dc1")
     assert able.name == "c"

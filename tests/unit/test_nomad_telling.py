@@ -8,10 +8,12 @@ import subprocess
 
 import pytest
 
-from sifproof import cli, config, preflight, run
+from sifproof import cli, config, run
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad import local, session
+from sifproof.nomad import session
+from sifproof.nomad.agent import local
 from sifproof.nomad.client import ForbiddenError, NotFoundError, UnreachableError, connect
+from sifproof.workflow import plan
 
 TOKEN = "7a6d1f52-secret"
 PAGE = b"<!doctype html><title>Sign in</title><script>alert(1)</script><p>with your <b>badge</b>"
@@ -268,6 +270,6 @@ def test_every_command_tells_it(nomad, monkeypatch, capsys, variables, tells):
         assert TOKEN not in out + err
     settings = config.load({"sandboxes": {"box": {"driver": "singularity"}}})
     with pytest.raises(SifproofError) as caught:
-        preflight.make_plan(settings, run.Run(run.new_id()))
+        plan.make_plan(settings, run.Run(run.new_id()))
     assert caught.value.fault.exit_code == code
     assert TOKEN not in json.dumps(caught.value.args)

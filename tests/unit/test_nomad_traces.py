@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 from checkout import wait_until
 
-from sifproof import locks, tools
-from sifproof.checks.registry import NotMeasured
-from sifproof.checks.teardown import Ended, graceful, processes
-from sifproof.nomad import local, remains, traces
+from sifproof import host_tools, locks
+from sifproof.checks.engine.registry import NotMeasured
+from sifproof.checks.engine.subject import Ended
+from sifproof.checks.teardown import graceful, processes
+from sifproof.nomad.agent import local
 from sifproof.nomad.allocations import Allocation, parse_allocation
+from sifproof.nomad.node import leftovers, remote_leftovers
+from sifproof.nomad.node.leftovers import Process
 from sifproof.nomad.teardown import AllocationEnd, _was_killed
-from sifproof.nomad.traces import Process
 
 # Of this process alone: others may run the same tests on this machine.
 ID = str(uuid.uuid4())
@@ -40,17 +42,17 @@ def running(name: str, program: str = "sleep") -> Iterator[subprocess.Popen[byte
 
 
 def seen_here() -> list[Process]:
-    return traces.find_processes([ID])[ID]
+    return leftovers.find_processes([ID])[ID]
 
 
 def seen_by_the_script() -> list[Process]:
     values = f"ids={ID} earlier= within= containers=\n"
     said = subprocess.run(
-        ["sh", "-c", values + remains._script()], stdout=subprocess.PIPE, check=True, text=True
+        ["sh", "-c", values + remote_leftovers._script()], stdout=subprocess.PIPE, check=True, text=True
     ).stdout
     assert said.endswith("end\n")
-    found = remains.Remains()
-    remains._read(said, ID, found)
+    found = remote_leftovers.Remains()
+    remote_leftovers._read(said, ID, found)
     return found.processes
 
 
@@ -170,8 +172,8 @@ def test_an_engine_that_hangs_keeps_nothing_else_from_being_cleared_away(
         'echo \'{"ID": "0123456789ab", "Names": "x", "State": "running"}\'\n'
     )
     engine.chmod(0o755)
-    monkeypatch.setattr(tools, "find", lambda _: tools.Tool("docker", engine, "", ""))
-    monkeypatch.setattr(traces, "ANSWERS_WITHIN_S" if hangs == "ps" else "_REMOVED_WITHIN_S", 0.5)
+    monkeypatch.setattr(host_tools, "find", lambda _: host_tools.Tool("docker", engine, "", ""))
+    monkeypatch.setattr(leftovers, "ANSWERS_WITHIN_S" if hangs == "ps" else "_REMOVED_WITHIN_S", 0.5)
     (tmp_path / "home" / "data" / "alloc" / ID).mkdir(parents=True)
     assert local.clear(tmp_path / "home") == ["container 0123456789ab x (running)"] * (hangs == "rm")
     assert not (tmp_path / "home").exists()
@@ -186,13 +188,13 @@ def test_mounts_are_found_whatever_letters_their_path_has(tmp_path: Path, monkey
     ]
     raw = "\n".join(lines).encode() + b"\n4 0 8:1 / /home/gr\xfc\xdfe rw - tmpfs tmpfs rw\n"
     (tmp_path / "self" / "mountinfo").write_bytes(raw)
-    monkeypatch.setattr(traces, "_PROC", tmp_path)
-    assert traces.find_mounts("/home/gr\u00fc\u00dfe a/") == ["/home/gr\u00fc\u00dfe a/\\x", "/elsewhere"]
-    assert traces.find_mounts("/home/gr\udcfc\udcdfe") == ["/home/gr\udcfc\udcdfe"]
-    assert traces.find_mounts("/home/none") == []
+    monkeypatch.setattr(leftovers, "_PROC", tmp_path)
+    assert leftovers.find_mounts("/home/gr\u00fc\u00dfe a/") == ["/home/gr\u00fc\u00dfe a/\\x", "/elsewhere"]
+    assert leftovers.find_mounts("/home/gr\udcfc\udcdfe") == ["/home/gr\udcfc\udcdfe"]
+    assert leftovers.find_mounts("/home/none") == []
 
 
 def test_a_node_tells_mounts_whatever_letters_their_path_has() -> None:
-    found = remains.Remains()
-    remains._read(f"mount /gr\u00fc\u00dfe\\040a/{ID}/secrets\nend\n", ID, found)
+    found = remote_leftovers.Remains()
+    remote_leftovers._read(f"mount /gr\u00fc\u00dfe\\040a/{ID}/secrets\nend\n", ID, found)
     assert found.mounts == [f"/gr\u00fc\u00dfe a/{ID}/secrets"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sifproof.nomad.job import READ_ONLY, create_sandbox_job
-from sifproof.nomad.twin import create_twin, give_small_disk
+from sifproof.nomad.job_copy import create_twin, give_small_disk
 
 
 def test_a_small_disk_leaves_the_tmpfs_of_a_read_only_sandbox() -> None:

@@ -8,7 +8,7 @@ import pytest
 from report_samples import ALLOCATION, CHECKS, fault, plan, planned, verdict, verdicts
 
 from sifproof import config
-from sifproof.checks import registry
+from sifproof.checks.engine import registry
 from sifproof.config import SUITES
 from sifproof.doctor.facts import parse
 from sifproof.doctor.findings import Case, Finding, user_namespaces

@@ -12,9 +12,9 @@ from report_samples import NASTY, RUN, plan, planned, record, verdict, verdicts
 
 from sifproof.records import PlannedWaiver
 from sifproof.report.decision import decide
-from sifproof.report.escaping import one_line, printable, tsv_escape, tsv_unescape, xml_text
 from sifproof.report.recorded import read_run
 from sifproof.report.tables import CHECK_COLUMNS, LEFT_OUT, checks_table, read_tsv, rows, summary_table, to_tsv
+from sifproof.text import one_line, printable, tsv_escape, tsv_unescape, xml_text
 
 # fmt: off
 COLUMNS = [

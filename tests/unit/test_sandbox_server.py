@@ -37,7 +37,7 @@ from checkout import children
 T = TypeVar("T")
 
 SERVER = Path(__file__).resolve().parents[2] / "sandbox" / "sandbox_server.py"
-DESCRIPTION = Path(__file__).resolve().parents[2] / "src" / "sifproof" / "checks" / "protocol.yaml"
+DESCRIPTION = Path(__file__).resolve().parents[2] / "src" / "sifproof" / "checks" / "protocol" / "protocol.yaml"
 LIMIT_BYTES = 100_000
 LIMIT_CHARACTERS = 50_000
 SLOTS = 4

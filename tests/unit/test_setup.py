@@ -162,7 +162,7 @@ def _runs(process: psutil.Process) -> bool:
 def test_an_engine_removes_the_images_of_engines_that_are_gone_and_of_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(docker_engine.tools, "root", lambda: tmp_path)
+    monkeypatch.setattr(docker_engine.host_tools, "root", lambda: tmp_path)
     with docker_engine._data_root() as kept:
         second = docker_engine._data_root()
         lives = second.__enter__()

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
-from sifproof import tools, variables
+from sifproof import host_tools, variables
 from sifproof.image import process, sif
-from sifproof.nomad import local, traces
+from sifproof.nomad.agent import local
+from sifproof.nomad.node import leftovers
 
 # Who gets it whole, and why.
 WHOLE = {
@@ -87,7 +88,7 @@ MEANT = {"HTTPS_PROXY": "http://proxy", "DOCKER_HOST": "tcp://engine", "REGISTRY
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A hostile caller, and programs of every name that write down what they get; a function that reads it."""
     (tmp_path / "bin").mkdir()
-    for name, need in tools.NEEDS.items():
+    for name, need in host_tools.NEEDS.items():
         for command in need.commands or (name,):
             program = tmp_path / "bin" / command
             program.write_text(f"#!/bin/sh\nenv -0 > {tmp_path}/{name}.$1\necho 'singularity-ce {need.says} 99.0.0'\n")
@@ -128,7 +129,7 @@ def test_each_program_gets_what_it_needs_and_nothing_that_nobody_thought_of(seen
     assert_made(seen(f"{name}.capture"), *meant)
     assert seen(f"{name}.run")["TMPDIR"] == "/ours"
     # Also where it only says its version: what is chosen must not depend on it either.
-    assert_made(seen(f"{name}.{tools.NEEDS[name].version[0]}"), *meant)
+    assert_made(seen(f"{name}.{host_tools.NEEDS[name].version[0]}"), *meant)
 
 
 def test_programs_that_are_started_in_other_ways(seen, tmp_path: Path) -> None:
@@ -136,9 +137,9 @@ def test_programs_that_are_started_in_other_ways(seen, tmp_path: Path) -> None:
     assert_made(seen("apptainer.inspect"))
     (tmp_path / "docker.ps").touch()
     with pytest.raises(ValueError, match="Expecting value"):
-        traces.find_containers("x", str(tmp_path / "bin" / "docker"))
+        leftovers.find_containers("x", str(tmp_path / "bin" / "docker"))
     assert_made(seen("docker.ps"), "HTTPS_PROXY", "DOCKER_HOST")
-    traces.remove_container("x", str(tmp_path / "bin" / "docker"))
+    leftovers.remove_container("x", str(tmp_path / "bin" / "docker"))
     assert_made(seen("docker.rm"), "HTTPS_PROXY", "DOCKER_HOST")
 
 

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from sifproof import tools, variables
+from sifproof import host_tools, variables
 from sifproof.errors import SifproofError
 from steps import places, python
 from steps.progress import Step
@@ -84,7 +84,7 @@ def _go(step: Step) -> tuple[Path, dict[str, str]]:
             text=True,
             check=False,
         ).stdout
-        if tools.parse_version(printed) and tools.at_least(tools.parse_version(printed), minimum):
+        if host_tools.parse_version(printed) and host_tools.at_least(host_tools.parse_version(printed), minimum):
             return Path(found), {}
     folder = places.TOOLS / "go"
     stamp = places.digest(_GO_LOCK)

@@ -3,16 +3,16 @@
 import sys
 from pathlib import Path
 
-from sifproof import stages
 from sifproof.report import gate
 from sifproof.report.terminal import print_closing
 from sifproof.report.verdict import read_verdict
 from sifproof.report.write import is_published
 from sifproof.run import Run
+from sifproof.workflow.stage import log_to
 
 run = Run(snakemake.params.run)
 
-stages.log_to(snakemake.log[0])
+log_to(snakemake.log[0])
 kept = Path(snakemake.input.verdict).parent
 decision = read_verdict(kept, run.id)
 # Another run may have put its own reports there meanwhile.

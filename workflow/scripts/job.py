@@ -2,22 +2,24 @@
 
 from pathlib import Path
 
-from sifproof import config, deploy, stages
-from sifproof.cluster import Cluster
+from sifproof import config, documents
 from sifproof.doctor.record import Doctor
+from sifproof.nomad.cluster import Cluster
 from sifproof.records import Plan
 from sifproof.run import Run
+from sifproof.workflow import deploy
+from sifproof.workflow.stage import stage
 
 sandbox = snakemake.wildcards.sandbox
 
-with stages.stage("job", snakemake, sandbox=sandbox):
+with stage("job", snakemake, sandbox=sandbox):
     deploy.render_job(
         Run(snakemake.params.run),
-        stages.read(snakemake.input.plan, Plan).sandbox(sandbox),
+        documents.read(snakemake.input.plan, Plan).sandbox(sandbox),
         config.load(snakemake.config),
-        stages.read(snakemake.input.nomad, Cluster),
+        documents.read(snakemake.input.nomad, Cluster),
         image=snakemake.input.image,
         output=Path(snakemake.output.job),
-        doctor=stages.read(snakemake.input.doctor, Doctor),
+        doctor=documents.read(snakemake.input.doctor, Doctor),
     )
     print(f"submit it by hand: nomad job run -json {snakemake.output.job}")

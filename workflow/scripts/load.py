@@ -3,19 +3,20 @@
 import time
 from pathlib import Path
 
-from sifproof import config, stages
+from sifproof import config, documents
 from sifproof.image import engine, source
 from sifproof.image.records import LoadedImage, SourceImage
+from sifproof.workflow.stage import stage
 
 sandbox = snakemake.wildcards.sandbox
 
-with stages.stage("image", snakemake, sandbox=sandbox):
+with stage("image", snakemake, sandbox=sandbox):
     settings = config.load(snakemake.config).conversion
-    image = stages.read(snakemake.input.source, SourceImage)
+    image = documents.read(snakemake.input.source, SourceImage)
     begin = time.monotonic()
     loaded = engine.load_into_engine(
         source.parse(image.source), sandbox, log=Path(snakemake.log[0]), settings=settings, identity=image.digest
     )
     seconds = {"load": round(time.monotonic() - begin, 3)}
-    stages.write(snakemake.output.image, LoadedImage.of(image.source, image.digest, loaded, seconds))
+    documents.write(snakemake.output.image, LoadedImage.of(image.source, image.digest, loaded, seconds))
     print(loaded.name)

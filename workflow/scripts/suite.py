@@ -3,15 +3,16 @@
 import sys
 from pathlib import Path
 
-from sifproof import config, stages
-from sifproof.checks import suite
+from sifproof import config, documents
+from sifproof.checks.engine import suite
 from sifproof.records import Plan, read_verdicts, write_verdicts
+from sifproof.workflow.stage import outcome, stage
 
 name, sandbox = snakemake.wildcards.suite, snakemake.wildcards.sandbox
 
-with stages.stage(name, snakemake, sandbox=sandbox):
+with stage(name, snakemake, sandbox=sandbox):
     earlier = [verdict for path in snakemake.input.before for verdict in read_verdicts(Path(path))]
-    plan = stages.read(snakemake.input.plan, Plan)
+    plan = documents.read(snakemake.input.plan, Plan)
     verdicts = suite.run_suite(
         name,
         plan.sandbox(sandbox),
@@ -25,4 +26,4 @@ with stages.stage(name, snakemake, sandbox=sandbox):
         log=sys.stdout,
     )
     written = write_verdicts(Path(snakemake.output.verdicts), verdicts)
-    print(stages.outcome(name, plan.sandbox(sandbox), written))
+    print(outcome(name, plan.sandbox(sandbox), written))

@@ -3,15 +3,16 @@
 import sys
 from pathlib import Path
 
-from sifproof import config, stages
-from sifproof.checks import suite
+from sifproof import config, documents
+from sifproof.checks.engine import suite
 from sifproof.records import Plan, write_verdicts
 from sifproof.run import Run
+from sifproof.workflow.stage import outcome, stage
 
 sandbox = snakemake.wildcards.sandbox
 
-with stages.stage("teardown", snakemake, sandbox=sandbox):
-    plan = stages.read(snakemake.input.plan, Plan)
+with stage("teardown", snakemake, sandbox=sandbox):
+    plan = documents.read(snakemake.input.plan, Plan)
     verdicts = suite.run_teardown(
         plan.sandbox(sandbox),
         config.load(snakemake.config),
@@ -22,4 +23,4 @@ with stages.stage("teardown", snakemake, sandbox=sandbox):
         log=sys.stdout,
     )
     written = write_verdicts(Path(snakemake.output.verdicts), verdicts)
-    print(stages.outcome("teardown", plan.sandbox(sandbox), written))
+    print(outcome("teardown", plan.sandbox(sandbox), written))

@@ -1,5 +1,5 @@
-"""The checks: a registry (:mod:`~sifproof.checks.registry`), a runner, and one module per suite.
+"""The checks: one module or folder for each suite, and what runs them (:mod:`~sifproof.checks.engine`).
 
-To add one: open the module of its suite, write a function under :func:`~sifproof.checks.registry.check`, done. It is
-in the run, in the reports and in ``docs/reference/checks.md``.
+To add one: open the module of its suite and write a function under :func:`~sifproof.checks.engine.registry.check`. It
+is then in the run, in the reports and in ``docs/reference/checks.md``.
 """

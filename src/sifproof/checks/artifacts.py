@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from shlex import quote
 from typing import Any
 
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.config import DRIVERS
 
 CALLS = ("read", "list", "archive")

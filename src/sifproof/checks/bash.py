@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from sifproof.checks.census import Census, count
-from sifproof.checks.children import Children
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.census import Census, count
+from sifproof.checks.engine.children import Children
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.config import DRIVERS
 from sifproof.errors import Fault, SifproofError
 from sifproof.sandbox.client import Result

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from sifproof.checks.bash import SPAN, all_at_once, one_after_another
-from sifproof.checks.registry import Finding, check, expect
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.registry import Finding, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 
 
 def _bash(server: Server, command: str, *, slot: int = 0, **more: Any) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.checks.isolation.slot import GIVEN_BY, WAITS_S, look_for_process
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Server, nonce
 from sifproof.nomad.job import DOCKER_PORT
 from sifproof.sandbox.client import Result
 

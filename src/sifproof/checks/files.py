@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from shlex import quote
 
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.config import DRIVERS
 from sifproof.errors import SifproofError
 from sifproof.nomad.client import NotFoundError

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from sifproof.checks.registry import Finding, NotMeasured, at_most, check, expect
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.readiness import answers
+from sifproof.checks.engine.registry import Finding, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.client import NotFoundError
-from sifproof.nomad.signals import find_server
-from sifproof.sandbox.client import ServerError
-
-_PAUSE_S = 0.02
-"""Between two tries of a server that does not listen yet: there is no event to wait for from outside."""
-
-_ASK_NOMAD_S = 0.5
-"""How often Nomad is asked meanwhile whether the task has ended."""
+from sifproof.nomad.node.signals import find_server
 
 
 @check(
@@ -37,30 +29,6 @@ def ready(server: Server) -> Finding:
     return expect(
         False, f"no healthy answer within {server.ready_within_s:g} s; now {'there is one' if now.passed else now.saw}"
     )
-
-
-def answers(server: Server, within_s: float | None = None) -> Finding:
-    """Whether ``/health`` answers within ``within_s``, ``nomad.ready_within_s`` where that is None, from now on.
-
-    Raises :class:`SifproofError` as soon as Nomad knows that the allocation has ended.
-    """
-    within_s = server.ready_within_s if within_s is None else within_s
-    start = time.monotonic()
-    asked = start
-    pause = threading.Event()  # nobody sets it
-    while True:
-        try:
-            with server.silence_expected():
-                server.client.health()
-            return at_most(time.monotonic() - start, within_s, "s")
-        except ServerError as error:
-            now = time.monotonic()
-            if now - start > within_s:
-                return Finding(False, str(error), now - start, "s", within_s)
-        if now - asked > _ASK_NOMAD_S:
-            asked = now
-            server.ask_nomad()
-        pause.wait(_PAUSE_S)
 
 
 @check(

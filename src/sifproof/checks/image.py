@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sifproof import stages, tools
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Placement, Server
+from sifproof import documents, host_tools
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Placement, Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import daemon, fidelity, sif, squashfs, tree
 from sifproof.image.fidelity import Difference
@@ -25,7 +25,7 @@ from sifproof.image.provenance import Provenance
 from sifproof.image.records import LoadedImage
 from sifproof.nomad.deployed_job import task_of
 from sifproof.nomad.job import quote
-from sifproof.nomad.traces import find_containers
+from sifproof.nomad.node.leftovers import find_containers
 from sifproof.records import write_atomically
 
 _SHOWN = 10
@@ -76,7 +76,7 @@ def _compared(listing: str, image: str, listed_in: Path, _state: tuple[int, ...]
 
 
 def _provenance(server: Server) -> Provenance:
-    return stages.read(server.placed.image, Provenance)
+    return documents.read(server.placed.image, Provenance)
 
 
 def _finding(differences: Sequence[Difference], aspect: str, alike: str, listed_in: Path | None = None) -> Finding:
@@ -172,8 +172,8 @@ exit 0"""
 
 
 def _image_of_container(server: Server) -> Finding:
-    placed, loaded = server.placed, stages.read(server.placed.image, LoadedImage)
-    docker = tools.find("docker")
+    placed, loaded = server.placed, documents.read(server.placed.image, LoadedImage)
+    docker = host_tools.find("docker")
     if docker is None or not placed.cluster.is_here(placed.settings.nomad):
         raise NotMeasured(
             "which image a container runs is asked of the Docker engine, and that of the node is not here"

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from sifproof.checks.policy import amount
-from sifproof.checks.registry import Finding, NotMeasured, check, expect, measured
-from sifproof.checks.server import Server
+from sifproof.checks.engine.policy import amount
+from sifproof.checks.engine.registry import Finding, NotMeasured, check, expect, measured
+from sifproof.checks.engine.subject import Server
 from sifproof.errors import Fault, SifproofError
 from sifproof.sandbox.client import Result
 

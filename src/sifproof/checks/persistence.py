@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from shlex import quote
 
-from sifproof.checks.health import answers
+from sifproof.checks.engine.readiness import answers
+from sifproof.checks.engine.registry import Finding, NotMeasured, check, expect, measured
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.checks.isolation.slot import LockedIn
-from sifproof.checks.registry import Finding, NotMeasured, check, expect, measured
-from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.allocations import parse_allocation
 from sifproof.nomad.client import ForbiddenError, NotFoundError

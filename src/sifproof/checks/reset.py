@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from shlex import quote
 
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.checks.isolation.slot import CACHES, TEMPORARY
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Server, nonce
 from sifproof.errors import SifproofError
 from sifproof.sandbox.client import Result
 

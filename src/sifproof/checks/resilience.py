@@ -10,20 +10,22 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sifproof.checks.health import answers
+from sifproof.checks.engine.job_copies import second_job, start
+from sifproof.checks.engine.readiness import answers
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
+from sifproof.checks.engine.subject import Server, nonce
+from sifproof.checks.engine.suite import server_of
 from sifproof.checks.isolation.slot import LockedIn
 from sifproof.checks.persistence import SLOTS_LOOKED_AT, Kept, looked_at, lost, write_files
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
 from sifproof.checks.reset import close, has_own_tmp, opened_in_the_end
-from sifproof.checks.server import Server, nonce
-from sifproof.checks.suite import server_of
-from sifproof.checks.twins import second_job, start
 from sifproof.config import DRIVERS
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad import second, signals, traces, twin
+from sifproof.nomad import job_copy
+from sifproof.nomad.agent import extra_client
 from sifproof.nomad.allocations import Allocation, get_job_allocations, parse_allocation
 from sifproof.nomad.client import NotFoundError
-from sifproof.nomad.probe import ProbeError
+from sifproof.nomad.node import leftovers, signals
+from sifproof.nomad.node.script import ProbeError
 from sifproof.nomad.restart import last_start_ns, wait_started_again
 from sifproof.nomad.submit import failure_of, last_words, wait_for_allocations
 from sifproof.sandbox.client import SandboxClient, ServerError
@@ -61,7 +63,7 @@ def _twin(server: Server) -> Server:
     """The twin that is killed and stopped."""
     placed = server.placed
     job = second_job(server, node_id=placed.allocation.node_id)
-    twin.let_nomad_check(job)
+    job_copy.let_nomad_check(job)
     return server.share("twin", lambda: start(server, job, _kept(server)))
 
 
@@ -73,11 +75,11 @@ def _kept(server: Server) -> contextlib.ExitStack:
     return server.share("kept", lambda: server.keep.enter_context(contextlib.ExitStack()))
 
 
-def _second(server: Server) -> second.SecondClient:
+def _second(server: Server) -> extra_client.SecondClient:
     """A second Nomad client of the run's own agent, started."""
     placed = server.placed
     home = Path(placed.cluster.directory)
-    return server.share("second", lambda: server.keep.enter_context(second.started(placed.nomad, home)))
+    return server.share("second", lambda: server.keep.enter_context(extra_client.started(placed.nomad, home)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +223,7 @@ def _not_working(there: Server, name: str, slot: int) -> str:
     why="The kernel kills what uses too much memory; a shell or a lock file in the way keeps it down until someone "
     "looks.",
     todo="See that nothing around the server outlives it, and that it starts where it did not end well before.",
-    waits_s=1.25 * twin.RESTART_DELAY_S,
+    waits_s=1.25 * job_copy.RESTART_DELAY_S,
     unit="s",
     once=True,
 )
@@ -298,7 +300,7 @@ def first_call(server: Server) -> Finding:
     "serves on.",
     why="Schedulers ask `/health` alone: one that answers for a server that hangs sends agents into it.",
     todo="Answer `/health` from the process that does the work, or have it ask that process.",
-    waits_s=_ANSWERS_S + 2 * twin.CHECKED_EVERY_S,
+    waits_s=_ANSWERS_S + 2 * job_copy.CHECKED_EVERY_S,
     once=True,
 )
 def stopped(server: Server) -> Finding:
@@ -345,7 +347,7 @@ def _checked_otherwise(there: Server, wanted: str) -> str:
     """What Nomad's own check of ``/health`` says that does not come to say ``wanted``; empty where it does."""
     end = time.monotonic() + _CHECKED_S
     while True:
-        status, output = there.placed.nomad.checks(there.placed.allocation.id).get(twin.CHECK, ("nothing", ""))
+        status, output = there.placed.nomad.checks(there.placed.allocation.id).get(job_copy.CHECK, ("nothing", ""))
         if status == wanted:
             return ""
         if time.monotonic() > end:
@@ -378,14 +380,14 @@ def port_taken(server: Server) -> Finding:
     # A server that Nomad knows of, on a port of which it does not: that of the sandbox itself.
     job = second_job(server, node_id=placed.allocation.node_id, restarts=False)
     try:
-        twin.listen_on(job, port)
-    except twin.NoTwinError as error:
+        job_copy.listen_on(job, port)
+    except job_copy.NoTwinError as error:
         raise NotApplicable(str(error)) from None
     _kept(server).close()
     _require_held(server)
     with contextlib.ExitStack() as keep:
         try:
-            keep.enter_context(twin.submitted(nomad, job))
+            keep.enter_context(job_copy.submitted(nomad, job))
             allocation = _begun(server, job["Job"]["ID"])
         except SifproofError as error:
             raise NotMeasured(f"a server to find its port taken did not start: {error}") from None
@@ -481,7 +483,7 @@ def disk_full(server: Server) -> Finding:
 def _fill_disk(server: Server) -> Filled:
     placed = server.placed
     job = second_job(server, node_id=placed.allocation.node_id)
-    twin.give_small_disk(job)
+    job_copy.give_small_disk(job)
     _kept(server).close()
     with contextlib.ExitStack() as keep:
         return _filled(start(server, job, keep))
@@ -562,7 +564,7 @@ def _filled(there: Server) -> Filled:
     todo="See what ties the server to the agent's life (control groups, a parent that it watches), and read the "
     "allocation's events.",
     blames=Fault.INFRASTRUCTURE,
-    waits_s=second.FIRST_HEARTBEAT_S,
+    waits_s=extra_client.FIRST_HEARTBEAT_S,
     once=True,
 )
 def agent(server: Server) -> Finding:
@@ -592,14 +594,14 @@ def agent(server: Server) -> Finding:
             parse_allocation(placed.nomad.get("allocation", there.placed.allocation.id)),
         )
         if now.client_status != "running" or last_start_ns(now) != last_start_ns(before):
-            gone = traces.wait_ended(held, placed.settings.nomad.stopped_within_s)
+            gone = leftovers.wait_ended(held, placed.settings.nomad.stopped_within_s)
             told = "; ".join(f"{e.type}: {e.message}" for e in now.events[-3:])
             return expect(gone, f"Nomad says: {told}; the old server {'has ended' if gone else 'still runs'}")
         wrong = lost(there, files)
-        if held and traces.wait_ended(held, 0):
+        if held and leftovers.wait_ended(held, 0):
             wrong.append("its processes are not those from before")
         placed.nomad.deregister(there.placed.job["Job"]["ID"], purge=False)
-        if not traces.wait_ended(held, placed.settings.nomad.stopped_within_s):
+        if not leftovers.wait_ended(held, placed.settings.nomad.stopped_within_s):
             wrong.append(f"told to stop it, Nomad did not within {placed.settings.nomad.stopped_within_s:g} s")
     same = f"the same {len(held)} processes" if held else "the same server, whose processes can't be seen from here,"
     return expect(not wrong, "; ".join(wrong) or f"{same} with their data, {seconds:.1f} s after the agent's start")
@@ -608,8 +610,8 @@ def agent(server: Server) -> Finding:
 @contextlib.contextmanager
 def _held(allocation: str) -> Iterator[list[int]]:
     """Descriptors of the processes of an allocation on this machine: they go on meaning these."""
-    seen = traces.find_processes([allocation])[allocation]
-    opened = traces.open_pidfds([process.pid for process in seen if not process.is_nomad])
+    seen = leftovers.find_processes([allocation])[allocation]
+    opened = leftovers.open_pidfds([process.pid for process in seen if not process.is_nomad])
     try:
         yield list(opened.values())
     finally:
@@ -617,7 +619,7 @@ def _held(allocation: str) -> Iterator[list[int]]:
             os.close(descriptor)
 
 
-def _away(there: Server, kept: Kept, client: second.SecondClient) -> str:
+def _away(there: Server, kept: Kept, client: extra_client.SecondClient) -> str:
     """Wait until Nomad reads a file of the allocation from its agent again; why it does not, empty where it does."""
     path = f"{there.workspace(kept.slot)}/{kept.path}"
     end = time.monotonic() + _BACK_S

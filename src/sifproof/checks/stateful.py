@@ -17,9 +17,9 @@ from sifproof.checks.bash import (
     limits_of,
 )
 from sifproof.checks.bubblewrap import network_kept_or_refused
-from sifproof.checks.children import Children
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.children import Children
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.sandbox.client import Result, ServerError
 
 _ENDS_S = 8.0

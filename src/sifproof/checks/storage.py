@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from shlex import quote
 
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect, measured
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.errors import Fault
-from sifproof.nomad.probe import ProbeError
+from sifproof.nomad.node.script import ProbeError
 from sifproof.sandbox.client import ServerError
 
 HANGS_S = 5.0

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from sifproof.checks.registry import Finding, NotMeasured, check, expect
+from sifproof.checks.engine.registry import Finding, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Ended
 from sifproof.errors import Fault
-from sifproof.nomad.teardown import AllocationEnd
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What became of one allocation, and of its job."""
-
-    allocation: AllocationEnd
-    purged: bool
-    stopped_within_s: float
-    driver: str = "singularity"
 
 
 def _within(seconds: float | None, ended: Ended, what: str, seen: str = "") -> Finding:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sifproof.report.escaping import one_line
-from sifproof.tools import parse_version
+from sifproof.host_tools import parse_version
+from sifproof.text import one_line
 
 OK = "ok"
 _LONGEST = 1000

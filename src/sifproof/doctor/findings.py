@@ -18,10 +18,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from sifproof import command, config, tools
+from sifproof import command, config, host_tools
 from sifproof.doctor.facts import OK, Facts, Listener, Place, Program, in_time
-from sifproof.nomad.preflight import NOMAD_DRIVER, Driver
-from sifproof.report.escaping import one_line
+from sifproof.nomad.nodes import NOMAD_DRIVER, Driver
+from sifproof.text import one_line
 
 Severity = Literal["blocks", "degrades", "fine"]
 
@@ -279,7 +279,7 @@ def _program(found: Program, names: list[str], case: Case) -> Finding:
         else "dnf install apptainer  # from EPEL, or the .deb of github.com/apptainer/apptainer/releases; "
         f"where it is there by another name, ln -s THAT_NAME {link}"
     )
-    wanting = tools.NEEDS["apptainer"].minimum
+    wanting = host_tools.NEEDS["apptainer"].minimum
     name = re.escape(found.name)
     if not found.path:
         return Finding(
@@ -292,7 +292,7 @@ def _program(found: Program, names: list[str], case: Case) -> Finding:
             checks=["health.*"],
             words=rf"{name}\S*: (No such file|not found)|failed to run command .*{name}",
         )
-    if not tools.new_enough("apptainer", found.version):
+    if not host_tools.new_enough("apptainer", found.version):
         hangs = "did not end" in (found.answer or "")
         return Finding(
             id="apptainer",

@@ -21,18 +21,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import IO
 
-from sifproof import config, tools
-from sifproof.cluster import Cluster
+from sifproof import config, host_tools
 from sifproof.doctor.facts import Facts, parse
 from sifproof.doctor.findings import SKEW_S, Case, Finding, Image, by_weight, judge
 from sifproof.doctor.findings import drivers as driver_findings
 from sifproof.doctor.record import CLUSTER, Doctor, Look
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import engine, source
-from sifproof.nomad import local
+from sifproof.nomad.agent import local
 from sifproof.nomad.client import Client, connect
-from sifproof.nomad.preflight import NOMAD_DRIVER, Driver, Node, read_nodes
-from sifproof.nomad.probe import Answer, run_on_nodes
+from sifproof.nomad.cluster import Cluster
+from sifproof.nomad.node.script import Answer, run_on_nodes
+from sifproof.nomad.nodes import NOMAD_DRIVER, Driver, Node, read_nodes
 from sifproof.run import Run
 
 # Room for several things that hang for ten seconds each; where all is well, it takes two on a busy machine.
@@ -178,8 +178,8 @@ def _session(leader: int) -> list[int]:
 def _tools(needed: Sequence[str]) -> Iterator[Finding]:
     """Programs that a run calls on this machine; Apptainer itself is tried, not only found."""
     for name in needed:
-        if name != "apptainer" and tools.find(name) is None:
-            need = tools.NEEDS[name]
+        if name != "apptainer" and host_tools.find(name) is None:
+            need = host_tools.NEEDS[name]
             yield Finding(
                 id=f"tool.{name}",
                 severity="blocks",

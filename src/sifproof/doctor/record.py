@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.doctor.facts import Facts
 from sifproof.doctor.findings import Finding, needs_userns
-from sifproof.report.escaping import one_line
+from sifproof.text import one_line
 
 CLUSTER = "the cluster"
 """Stands for a machine where something concerns the cluster as a whole."""

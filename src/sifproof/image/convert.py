@@ -26,7 +26,7 @@ from types import FrameType
 from typing import NoReturn
 
 import sifproof
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import archive, blame, fidelity, layout, process, scratch, sif, tree
@@ -95,9 +95,9 @@ def convert(
         require_unchanged(source, identity, shelf.digests)
         return _existing(source, identity, shelf)
     versions = {"sifproof": sifproof.__version__} | {
-        name: tools.require(name).version for name in ("apptainer", "mksquashfs")
+        name: host_tools.require(name).version for name in ("apptainer", "mksquashfs")
     }
-    if (skopeo := tools.find("skopeo")) is not None:
+    if (skopeo := host_tools.find("skopeo")) is not None:
         versions["skopeo"] = skopeo.version
     key = shelf.key(identity, versions, how)
     with _ends_on_sigterm():
@@ -375,7 +375,7 @@ def _existing(source: Source, identity: SourceDigest, shelf: SifStore) -> Proven
         sha256=identity.digest.removeprefix("sha256:"),
         size_bytes=source.path.stat().st_size,
         created="",
-        versions={"sifproof": sifproof.__version__, "apptainer": tools.require("apptainer").version},
+        versions={"sifproof": sifproof.__version__, "apptainer": host_tools.require("apptainer").version},
         image=_settings_in(source.path),
         labels=sif.read_labels(source.path),
         reused=True,

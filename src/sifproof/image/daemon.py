@@ -10,7 +10,7 @@ import difflib
 import json
 from typing import NamedTuple
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image.platforms import Platform
 from sifproof.image.process import ToolFailure, capture
@@ -85,7 +85,7 @@ def require_engine(wanted_for: str) -> str:
         SifproofError: (configuration) none answers.
     """
     why = "the command `docker` is missing"
-    if tools.find("docker") is not None:
+    if host_tools.find("docker") is not None:
         try:
             return (
                 capture("docker", "version", "--format", "{{.Server.Version}}", timeout_s=ANSWERS_WITHIN_S)

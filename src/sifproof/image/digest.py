@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import archive, daemon, platforms, sif
 from sifproof.image.platforms import Platform
@@ -135,7 +135,7 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
 
 
 def _registry_digest(source: Source) -> SourceDigest:
-    if tools.find("skopeo") is None:
+    if host_tools.find("skopeo") is None:
         raise SifproofError(
             f"Cannot ask the registry about {source}",
             why="the command `skopeo` is missing",

@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.config import Conversion
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import archive, convert, daemon, layout, process, scratch
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def engine_version(timeout_s: float = daemon.ANSWERS_WITHIN_S) -> str | None:
     """Version of the Docker engine that answers; None where no `docker` is, or no engine answers in time."""
-    if tools.find("docker") is None:
+    if host_tools.find("docker") is None:
         return None
     try:
         answer = capture("docker", "version", "--format", "{{.Server.Version}}", timeout_s=timeout_s)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import SifproofError
 from sifproof.image import scratch
 
@@ -61,13 +61,13 @@ def capture(name: str, *arguments: str, timeout_s: float = 60.0) -> bytes:
         ToolFailure: it failed.
         SifproofError: there is no such tool.
     """
-    command = [str(tools.require(name).path), *arguments]
+    command = [str(host_tools.require(name).path), *arguments]
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             timeout=timeout_s,
-            env=tools.environment(name),
+            env=host_tools.environment(name),
             stdin=subprocess.DEVNULL,
             check=False,
         )
@@ -91,11 +91,11 @@ def run(
     """Run the tool ``name``, its output appended to ``log`` as it comes. It dies with its caller, however that ends.
 
     Args:
-        name: as :func:`sifproof.tools.require` knows it.
+        name: as :func:`sifproof.host_tools.require` knows it.
         arguments: what follows the name.
         log: file that gets the command line and all output, appended.
         timeout_s: seconds until it is stopped.
-        environment: variables beside those of :func:`sifproof.tools.environment`.
+        environment: variables beside those of :func:`sifproof.host_tools.environment`.
         keep: file descriptors, of locks, that it inherits: what they guard stays guarded until it has ended too.
         under: command that is to start it, such as `unshare` with its options.
 
@@ -103,7 +103,7 @@ def run(
         ToolFailure: it failed.
         SifproofError: there is no such tool, or it can't be started.
     """
-    tool = tools.require(name)
+    tool = host_tools.require(name)
     with log.open("a+b") if log else tempfile.TemporaryFile() as stream:
         stream.write(f"$ {shlex.join([*under, name, *arguments])}\n".encode())
         stream.flush()
@@ -114,7 +114,7 @@ def run(
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env={**tools.environment(name), scratch.OWNER_VARIABLE: scratch.owner(), **(environment or {})},
+                env={**host_tools.environment(name), scratch.OWNER_VARIABLE: scratch.owner(), **(environment or {})},
                 start_new_session=True,  # so that it can be ended with all that it started
                 pass_fds=keep,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 (one call of a library that is loaded already)

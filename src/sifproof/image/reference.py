@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sifproof.checkout import ROOT
 from sifproof.errors import Fault, SifproofError
 from sifproof.image import blame, scratch
 from sifproof.image.digest import SourceDigest, digest
@@ -31,7 +32,7 @@ from sifproof.image.process import ToolFailure, run
 from sifproof.image.scratch import Place
 from sifproof.image.source import Kind, Source, parse, verify
 
-CONTEXT = Path(__file__).resolve().parents[3] / "sandbox"
+CONTEXT = ROOT / "sandbox"
 """The folder of the Containerfile and the server."""
 
 SUITE = "bookworm"

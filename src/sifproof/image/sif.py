@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from spython.utils import run_command
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import Fault, SifproofError
 
 _HEADER = struct.Struct("<32s10s3s3s16s8q")
@@ -145,10 +145,10 @@ def _inspected(path: Path, what: str) -> object:
     """
     try:
         result = run_command(
-            [str(tools.require("apptainer").path), "inspect", "--json", f"--{what}", str(path)],
+            [str(host_tools.require("apptainer").path), "inspect", "--json", f"--{what}", str(path)],
             sudo=False,
             quiet=True,
-            environ=tools.environment("apptainer"),
+            environ=host_tools.environment("apptainer"),
         )
         return json.loads(result["message"][0])["data"]["attributes"][what]
     # None at all, a warning in front of it, another version's form.

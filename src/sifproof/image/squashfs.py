@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import SifproofError
 from sifproof.image import sif
 from sifproof.image.process import tail
@@ -59,7 +59,11 @@ def read(path: Path, keep: frozenset[str] = frozenset()) -> Content:
     problem = ""
     with tempfile.TemporaryFile() as words:
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, env=tools.environment("mksquashfs")
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            env=host_tools.environment("mksquashfs"),
         ) as process:
             stream = process.stdout
             assert stream is not None  # noqa: S101 (a pipe)
@@ -78,10 +82,10 @@ def read(path: Path, keep: frozenset[str] = frozenset()) -> Content:
 def _unsquashfs() -> Path:
     """The unsquashfs that came with the chosen mksquashfs, or with set-up's where that one is too old."""
     found = []
-    for packer in (tools.require("mksquashfs").path, tools.root() / "bin" / "mksquashfs"):
+    for packer in (host_tools.require("mksquashfs").path, host_tools.root() / "bin" / "mksquashfs"):
         program = packer.resolve().with_name("unsquashfs")
-        version = tools.version_of("mksquashfs", packer) if program.exists() else ""
-        if version and tools.at_least(version, _MINIMUM):
+        version = host_tools.version_of("mksquashfs", packer) if program.exists() else ""
+        if version and host_tools.at_least(version, _MINIMUM):
             return program
         found.append(f"{program} is {version or 'not there'}")
     raise SifproofError(

@@ -1,7 +1,8 @@
 """Python imports this before anything else in every process of a run, by ``PYTHONPATH``: Ctrl-C shows no traceback.
 
 A terminal sends Ctrl-C to all processes of a run. Snakemake and the scripts of its rules take most of a second to
-import, and until :func:`sifproof.stages.stage` has begun nobody is there to catch it. How they end is not changed.
+import, and until :func:`sifproof.workflow.stage.stage` has begun nobody is there to catch it. How they end is not
+changed.
 
 A node's own Python, which may be 3.6, inherits the path too.
 """

@@ -20,9 +20,9 @@ from nomad.api.exceptions import BaseNomadException
 
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.address import check_token, is_loopback, parse_address
+from sifproof.nomad.faults import FAULTS, ForbiddenError, NotFoundError, RejectedError, Telling, UnreachableError
 from sifproof.nomad.job import validate_id
 from sifproof.nomad.session import ServerName, Session
-from sifproof.nomad.telling import FAULTS, ForbiddenError, NotFoundError, RejectedError, Telling, UnreachableError
 
 __all__ = ["BLOCK_S", "Client", "ForbiddenError", "NotFoundError", "RejectedError", "UnreachableError", "connect"]
 

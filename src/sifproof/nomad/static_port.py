@@ -11,8 +11,8 @@ from collections.abc import Collection
 from sifproof.errors import SifproofError
 from sifproof.nomad.allocations import TERMINAL, parse_ports
 from sifproof.nomad.client import Client
+from sifproof.nomad.nodes import read_nodes
 from sifproof.nomad.ports import HIGHEST, LOWEST, META_STATIC_PORTS, ephemeral_ports
-from sifproof.nomad.preflight import read_nodes
 
 
 def pick_static_port(client: Client, datacenter: str, exclude: Collection[int] = ()) -> int:

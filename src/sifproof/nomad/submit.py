@@ -17,7 +17,7 @@ from sifproof.image import blame
 from sifproof.nomad.allocations import Allocation, Event, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client
 from sifproof.nomad.job import CHANGED
-from sifproof.nomad.preflight import Node, describe_nodes, read_nodes
+from sifproof.nomad.nodes import Node, describe_nodes, read_nodes
 
 _LIFETIME_OVER = "124"
 _KILLED = "look at the kernel's log on the node (`dmesg`); where it was for want of memory, raise memory"

@@ -2,7 +2,7 @@
 
 Nomad's own word is not enough: a purged job's allocations are gone from its answers at once, while their processes
 still run. So after the stop each port is tried, and the machine that the allocation ran on is searched: this one by
-:mod:`~sifproof.nomad.traces`, another by a script that runs there (:mod:`~sifproof.nomad.remains`).
+:mod:`.node.leftovers`, another by a script that runs there (:mod:`.node.remote_leftovers`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sifproof import tools
+from sifproof import host_tools
 from sifproof.errors import SifproofError
-from sifproof.nomad import remains, traces
 from sifproof.nomad.allocations import Allocation, get_job_allocations
 from sifproof.nomad.client import BLOCK_S, Client, NotFoundError
 from sifproof.nomad.job import META_RUN, META_VERSION, kill_timeout_s
-from sifproof.nomad.rebind import why_taken
-from sifproof.nomad.traces import Process
+from sifproof.nomad.node import leftovers, remote_leftovers
+from sifproof.nomad.node.leftovers import Process
+from sifproof.nomad.node.port import why_taken
 from sifproof.records import write_atomically
 
 _LOG_BYTES = 1_000_000
@@ -105,11 +105,11 @@ def stop_and_verify(
     tasks = _tasks(client, job_id)
     drivers = {task["Driver"] for task in tasks}
     ids = list(known)
-    before = traces.find_processes(ids) if ids else {}
+    before = leftovers.find_processes(ids) if ids else {}
     here = {a.node_id for a in known.values() if local or before[a.id]}
     looked = {a.id: local or a.node_id in here for a in known.values()}
     afar = {a.id: a.node_id for a in known.values() if not looked[a.id]}
-    noted = remains.find(client, afar, run=run)
+    noted = remote_leftovers.find(client, afar, run=run)
 
     with _pidfds(before) as pidfds:
         stopped = time.monotonic()
@@ -128,7 +128,9 @@ def stop_and_verify(
         client.deregister(job_id, purge=True)
         purged = _forgotten(client, job_id)
         rest = max(end - time.monotonic(), 0.5)
-        there = remains.find(client, afar, run=run, before=noted, within_s=rest, containers="docker" in drivers)
+        there = remote_leftovers.find(
+            client, afar, run=run, before=noted, within_s=rest, containers="docker" in drivers
+        )
 
         ends = []
         for allocation in known.values():
@@ -137,11 +139,11 @@ def stop_and_verify(
             if looked[allocation.id]:
                 rest = max(end - time.monotonic(), 0.5)
                 left = _left(allocation.id, pidfds[allocation.id], rest)
-                mounts = traces.wait_unmounted(allocation.id, max(end - time.monotonic(), 0.5))
+                mounts = leftovers.wait_unmounted(allocation.id, max(end - time.monotonic(), 0.5))
                 if "docker" in drivers:
                     try:
-                        docker = tools.require("docker")
-                        containers = traces.find_containers(allocation.id, str(docker.path))
+                        docker = host_tools.require("docker")
+                        containers = leftovers.find_containers(allocation.id, str(docker.path))
                     except SifproofError as error:
                         unseen = str(error)
             else:
@@ -207,7 +209,7 @@ def _pidfds(processes: dict[str, list[Process]]) -> Iterator[dict[str, _Held]]:
     """A pidfd for each process that still runs: it goes on meaning that process, whatever becomes of the number."""
     held: dict[str, _Held] = {}
     for key, several in processes.items():
-        opened = traces.open_pidfds([p.pid for p in several])
+        opened = leftovers.open_pidfds([p.pid for p in several])
         held[key] = [(p, opened[p.pid]) for p in several if p.pid in opened]
     try:
         yield held
@@ -224,10 +226,10 @@ def _left(allocation: str, held: _Held, deadline_s: float) -> list[Process]:
     belongs any more. The others are searched for anew.
     """
     end = time.monotonic() + deadline_s
-    traces.wait_ended([descriptor for _, descriptor in held], deadline_s)
-    survivors = {p.pid: p for p, descriptor in held if not traces.wait_ended([descriptor], 0)}
-    for process in traces.wait_none(
-        lambda: traces.find_processes([allocation])[allocation], max(end - time.monotonic(), 0)
+    leftovers.wait_ended([descriptor for _, descriptor in held], deadline_s)
+    survivors = {p.pid: p for p, descriptor in held if not leftovers.wait_ended([descriptor], 0)}
+    for process in leftovers.wait_none(
+        lambda: leftovers.find_processes([allocation])[allocation], max(end - time.monotonic(), 0)
     ):
         survivors.setdefault(process.pid, process)
     return list(survivors.values())
@@ -260,7 +262,7 @@ def _wait_closed(allocation: Allocation, stopped: float, end: float) -> tuple[fl
 
 def _wait_ended(held: _Held, stopped: float, end: float) -> float | None:
     """Seconds from ``stopped`` until the server's processes of an allocation had ended; ``None``: they did not."""
-    ended = traces.wait_ended([d for p, d in held if not p.is_nomad], max(end - time.monotonic(), 0))
+    ended = leftovers.wait_ended([d for p, d in held if not p.is_nomad], max(end - time.monotonic(), 0))
     return time.monotonic() - stopped if ended else None
 
 

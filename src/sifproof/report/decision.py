@@ -26,8 +26,8 @@ from sifproof.doctor.record import Doctor, Explanation
 from sifproof.errors import Fault
 from sifproof.records import FaultRecord, Plan, PlannedSandbox, Verdict
 from sifproof.report import side_by_side
-from sifproof.report.escaping import one_line
 from sifproof.report.terms import FAILED, Terms, terms_of
+from sifproof.text import one_line
 
 TEARDOWN = "teardown"
 """The suite about a job as a whole, needed for every sandbox, whatever suites the config chose."""

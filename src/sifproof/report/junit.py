@@ -17,9 +17,9 @@ from junitparser.junitparser import FinalResult
 from sifproof.errors import Fault
 from sifproof.records import FINE
 from sifproof.report.decision import Decision, Reason
-from sifproof.report.escaping import one_line, xml_text
 from sifproof.report.tables import LEFT_OUT, rows
 from sifproof.report.terms import FAILED, OffTerm, Terms, WaiverTerm
+from sifproof.text import one_line, xml_text
 
 
 class _Case(TestCase):

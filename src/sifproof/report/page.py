@@ -19,16 +19,16 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from sifproof import command
-from sifproof.checks.policy import amount
+from sifproof.checks.engine.policy import amount
 from sifproof.doctor.record import Explanation
 from sifproof.records import FINE, PlannedSandbox
 from sifproof.report.decision import CheckDescription, Describe, Reason, SandboxDecision
-from sifproof.report.escaping import one_line, printable
 from sifproof.report.facts import ImageFacts, Timing, flatten, image_facts, timings
 from sifproof.report.recorded import Document, Recorded
 from sifproof.report.tables import LEFT_OUT, rows
 from sifproof.report.terms import WORST_FIRST
 from sifproof.report.verdict import VerdictFile
+from sifproof.text import one_line, printable
 
 WORDS = ("pass", "fail", "flaky", "waived", "measured", "not-measured")
 _MESSAGE_LIMIT = 4000
@@ -232,7 +232,7 @@ def _cards(recorded: Recorded, verdict: VerdictFile, checks: pd.DataFrame) -> It
 
 
 def _places(document: Document) -> Iterator[Place]:
-    """The allocations of one ``endpoints/<sandbox>.json``, a :class:`~sifproof.cluster.Endpoints` as a rule."""
+    """The allocations of one ``endpoints/<sandbox>.json``, a :class:`~sifproof.nomad.cluster.Endpoints` as a rule."""
     allocations = document.get("allocations")
     for item in allocations if isinstance(allocations, list) else []:
         if isinstance(item, Mapping):

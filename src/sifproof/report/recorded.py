@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from sifproof.doctor.record import Doctor
 from sifproof.records import FaultRecord, Plan, Verdict
 from sifproof.report import side_by_side
-from sifproof.report.escaping import one_line
+from sifproof.text import one_line
 
 Document = Mapping[str, Any]
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sifproof.records import Plan, Verdict
 from sifproof.report.decision import Decision, Standing
-from sifproof.report.escaping import tsv_escape, tsv_unescape
 from sifproof.report.facts import Timing, image_facts, timings
 from sifproof.report.recorded import Recorded
 from sifproof.report.terms import FAILED
+from sifproof.text import tsv_escape, tsv_unescape
 
 CHECK_COLUMNS = [name for name in Verdict.model_fields if name not in ("fault", "hindered")]
 LEFT_OUT = "plan.left-out"
@@ -146,7 +146,7 @@ def rows(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def to_tsv(frame: pd.DataFrame) -> str:
-    """``frame`` as TSV, one line per row whatever its texts hold: :func:`~sifproof.report.escaping.tsv_escape`."""
+    """``frame`` as TSV, one line per row whatever its texts hold: :func:`~sifproof.text.tsv_escape`."""
     texts = frame.select_dtypes(exclude=["number", "bool"]).columns
     safe = frame.assign(**{name: frame[name].map(lambda text: tsv_escape(str(text))) for name in texts})
     return safe.to_csv(sep="\t", index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)

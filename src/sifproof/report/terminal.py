@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from sifproof.report.decision import Decision, Outcome
-from sifproof.report.escaping import one_line
 from sifproof.report.terms import Terms
+from sifproof.text import one_line
 
 _STYLES = {Outcome.ACCEPTED: "bold green", Outcome.REJECTED: "bold red"}
 

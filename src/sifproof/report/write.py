@@ -31,7 +31,8 @@ FOLDER = "report"
 def write_reports(run_dir: Path, results: Path, describe: Describe | None = None) -> Decision:
     """Judge the run recorded in ``run_dir`` and write its reports there and to ``results``.
 
-    ``describe`` gives what the registry knows about a check by its id, such as ``sifproof.checks.registry.load().get``.
+    ``describe`` gives what the registry knows about a check by its id, such as
+    ``checks.engine.registry.load().get``.
     Records that can't be read make the run incomplete; they never raise.
     """
     recorded = read_run(run_dir)

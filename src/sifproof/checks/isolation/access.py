@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from sifproof.checks.engine.job_copies import second_job, start
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Placement, Server, nonce
 from sifproof.checks.isolation import scripts
 from sifproof.checks.isolation.planted import Said
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Placement, Server, nonce
-from sifproof.checks.twins import second_job, start
 from sifproof.errors import Fault, SifproofError
-from sifproof.nomad import signals
-from sifproof.nomad.probe import ProbeError
+from sifproof.nomad.node import signals
+from sifproof.nomad.node.script import ProbeError
 from sifproof.sandbox import tokens
 from sifproof.sandbox.client import LEAST_SECRET, Result
 

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.checks.isolation import scripts
 from sifproof.checks.isolation.planted import Planted, Said, planted
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
 from sifproof.nomad.job import DOCKER_PORT
-from sifproof.nomad.traces import unescape
+from sifproof.nomad.node.leftovers import unescape
 
 PLACES = {
     "home": "the home directory of the Nomad client's user",

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from sifproof.checks.registry import Finding, NotMeasured, check, expect
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.registry import Finding, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.errors import SifproofError
-from sifproof.nomad import signals
+from sifproof.nomad.node import signals
 
 _LONGER_S = 60.0
 """Than the script on the node takes, which ends the command."""

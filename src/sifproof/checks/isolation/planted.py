@@ -12,10 +12,10 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
-from sifproof import stages
+from sifproof import documents
+from sifproof.checks.engine.registry import NotMeasured
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.checks.isolation import scripts
-from sifproof.checks.registry import NotMeasured
-from sifproof.checks.server import Server, nonce
 from sifproof.errors import SifproofError
 from sifproof.image import daemon
 from sifproof.image.provenance import Provenance
@@ -186,10 +186,10 @@ def _own_names(server: Server) -> frozenset[str] | None:
     try:
         placed = server.placed
         if server.driver == "docker":
-            variables = daemon.inspect(stages.read(placed.image, LoadedImage).id).config.get("Env")
+            variables = daemon.inspect(documents.read(placed.image, LoadedImage).id).config.get("Env")
             names = [str(one).partition("=")[0] for one in variables] if isinstance(variables, list) else []
         else:
-            made = stages.read(placed.image, Provenance)
+            made = documents.read(placed.image, Provenance)
             if not made.key:  # a SIF made elsewhere
                 return None
             names = made.image.env_keys

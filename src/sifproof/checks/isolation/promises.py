@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sifproof.checks.registry import NotMeasured
-from sifproof.checks.server import Server, nonce
+from sifproof.checks.engine.registry import NotMeasured
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.sandbox.client import Result, SandboxClient
 
 _TRIES = 3

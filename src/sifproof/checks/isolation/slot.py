@@ -16,9 +16,9 @@ from itertools import count
 from pathlib import PurePosixPath
 from time import monotonic
 
+from sifproof.checks.engine.registry import Finding, NotApplicable, NotMeasured, check, expect
+from sifproof.checks.engine.subject import Server, nonce
 from sifproof.checks.isolation import promises
-from sifproof.checks.registry import Finding, NotApplicable, NotMeasured, check, expect
-from sifproof.checks.server import Server, nonce
 from sifproof.errors import Fault, SifproofError
 from sifproof.sandbox.client import Result
 
