@@ -42,6 +42,8 @@ class Defect:
     """Those of ``red`` that pass when they are tried again."""
     not_measured: tuple[str, ...] = ()
     """The checks that can't look at what they are about, beside those that a guard of ``red`` keeps from looking."""
+    by_chance: tuple[str, ...] = ()
+    """The checks that see it now and then: no proof of anything, whatever they say."""
 
 
 @dataclass(frozen=True)

@@ -175,8 +175,12 @@ PACKING = asyncio.Lock()
 @turns_red("artifacts.archive-meanwhile")
 async def nobody_is_served_while_it_packs(path, call, go):
     """While an archive is made, all other requests wait."""
+    if path == "/artifacts/archive":
+        async with PACKING:
+            return await go(call)
     async with PACKING:
-        return await go(call)
+        pass
+    return await go(call)
 
 
 @turns_red("artifacts.archive-meanwhile")
@@ -240,7 +244,7 @@ async def directory_is_an_empty_artifact(path, call, go):
     return answer
 
 
-@turns_red("artifacts.wrong-kind")
+@turns_red("artifacts.wrong-kind", elsewhere=("protocol.described",))
 async def list_of_a_file_is_that_of_its_directory(path, call, go):
     """Listing a file gives what is beside it."""
     answer = await go(call)

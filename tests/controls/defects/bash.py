@@ -127,7 +127,7 @@ async def undecodable_output_in_surrogates(path, call, go):
     return answer
 
 
-@turns_red("bash.exit-code")
+@turns_red("bash.exit-code", elsewhere=("reset.closed",))
 async def swallowed_exit_code(path, call, go):
     """A command that fails is told as one that ended well."""
     answer = await go(call)
@@ -190,7 +190,14 @@ async def stdin_stays_open(path, call, go):
     return await go(call)
 
 
-@turns_red("bash.timeout", "bash.short-timeout")
+@turns_red(
+    "bash.timeout",
+    "bash.short-timeout",
+    elsewhere=(
+        "stateful.short-timeout",
+        "stateful.timeout",
+    ),
+)
 async def timeout_not_told(path, call, go):
     """A command that was ended by its time-out is told as one that ended well."""
     answer = await go(call)
@@ -206,37 +213,73 @@ async def words_before_the_timeout_lost(path, call, go):
     return answer | {"output": ""} if answer.get("metadata", {}).get("timeout") else answer
 
 
-@turns_red("bash.timeout", "bash.timeout-tree", "bash.short-timeout")
+# What its command started may end by itself, before the look for it.
+@turns_red("bash.timeout", "bash.short-timeout", by_chance=("bash.timeout-tree",))
 async def no_timeout(path, call, go):
     """The time-out of a call is ignored."""
     return await go(call | {"timeout": 30.0} if is_call(call, "bash") else call)
 
 
-@turns_red("bash.timeout-tree", elsewhere=("reset.processes", "reset.tmp"))
+@turns_red(
+    "bash.timeout-tree",
+    elsewhere=(
+        "reset.processes",
+        "reset.tmp",
+        "stateful.timeout-tree",
+    ),
+    by_chance=("bash.short-timeout",),
+)
 def children_survive_the_timeout(arguments):
     """A time-out ends the shell alone; what it started lives on."""
     leave_children("timeout", "all")
 
 
-@turns_red("bash.timeout-tree", elsewhere=("reset.tmp",))
+@turns_red(
+    "bash.timeout-tree",
+    elsewhere=(
+        "reset.tmp",
+        "stateful.timeout-tree",
+    ),
+)
 def daemons_survive_the_timeout(arguments):
     """A time-out ends the process group alone; a child in a group or a session of its own lives on."""
     leave_children("timeout", "daemons")
 
 
-@turns_red("bash.background", elsewhere=("reset.processes", "reset.tmp"))
+@turns_red(
+    "bash.background",
+    elsewhere=(
+        "reset.processes",
+        "reset.tmp",
+        "stateful.exit-tree",
+    ),
+)
 def background_children_live_on(arguments):
     """What a command leaves in the background outlives its call."""
     leave_children("end", "all")
 
 
-@turns_red("bash.background", elsewhere=("reset.tmp",))
+@turns_red(
+    "bash.background",
+    elsewhere=(
+        "reset.tmp",
+        "stateful.exit-tree",
+    ),
+)
 def daemons_outlive_their_call(arguments):
     """The end of a call ends its process group alone; a child in a group or a session of its own outlives it."""
     leave_children("end", "daemons")
 
 
-@turns_red("bash.background", "bash.background-output", elsewhere=("reset.processes",))
+@turns_red(
+    "bash.background",
+    "bash.background-output",
+    elsewhere=(
+        "reset.processes",
+        "reset.tmp",
+        "stateful.exit-tree",
+    ),
+)
 def only_who_holds_the_output_is_waited_for(arguments):
     """A call ends when its output is closed, and children that have closed theirs are left to live on."""
     leave_children("end", "all")
@@ -268,7 +311,7 @@ def leave_children(when: str, whom: str, of: tuple[str, ...] = ()) -> None:
     process.Reaper.end_strays = end_none
 
 
-@turns_red("bash.background")
+@turns_red("bash.background", elsewhere=("stateful.exit-tree",))
 async def keeping_children_declared_in_vain(path, call, go):
     """`/health` declares that background children are kept, and they are ended."""
     answer = await go(call)
@@ -303,7 +346,7 @@ async def hardly_any_open_files(path, call, go):
     return await under("ulimit -n 50", call, go)
 
 
-@turns_red("bash.limits", elsewhere=("artifacts.archive-meanwhile",))
+@turns_red("bash.limits", not_measured=("artifacts.archive-meanwhile",))
 async def no_large_files(path, call, go):
     """A command may write files of 4 MiB."""
     return await under("ulimit -f 4096", call, go)
@@ -379,6 +422,7 @@ async def ascii_only(path, call, go):
 
 @turns_red(
     "bash.quoting",
+    "bash.output",
     elsewhere=(
         "artifacts.archive",
         "artifacts.read-base64",
@@ -427,8 +471,28 @@ async def long_command_refused(path, call, go):
         "files.write-limit",
         "protocol.described",
         "reset.only-that-slot",
+        "stateful.own-state",
+        "files.overwrite",
+        "artifacts.archive-times",
+        "artifacts.archive-meanwhile",
+        "stateful.no-network",
+        "files.modes",
+        "files.shown-path",
+        "files.mode-kept",
+        "health.current-call",
+        "files.inner-link",
     ),
-    not_measured=("bash.background", "bash.timeout", "bash.timeout-tree"),
+    not_measured=(
+        "bash.background",
+        "bash.timeout",
+        "bash.timeout-tree",
+        "stateful.hang-up",
+        "files.in-turn",
+        "protocol.hang-up-waiting",
+        "stateful.timeout-tree",
+        "stateful.in-turn",
+        "stateful.exit-tree",
+    ),
 )
 async def new_folder_for_each_command(path, call, go):
     """Each command starts in a new directory instead of its slot's workspace."""
@@ -447,6 +511,8 @@ async def new_folder_for_each_command(path, call, go):
         "protocol.unknown-slot",
         "protocol.wrong-types",
         "reset.only-that-slot",
+        "reset.closed",
+        "reset.tmp",
     ),
 )
 async def one_workspace_for_all(path, call, go):
@@ -468,7 +534,16 @@ async def one_at_a_time(path, call, go):
         return await go(call)
 
 
-@turns_red("bash.serial", "batch.serial")
+@turns_red(
+    "bash.serial",
+    "batch.serial",
+    elsewhere=(
+        "files.in-turn",
+        "stateful.in-turn",
+        "stateful.hang-up",
+        "health.current-call",
+    ),
+)
 def two_tools_in_one_slot(arguments):
     """A slot has no lock: a command that finds it busy runs all the same."""
     open_locks(lambda: True)

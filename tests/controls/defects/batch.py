@@ -29,7 +29,7 @@ async def batch_one_after_another(path, calls, go):
 IN_BATCH = contextvars.ContextVar("IN_BATCH", default=False)
 
 
-@turns_red("batch.serial")
+@turns_red("batch.serial", elsewhere=("health.current-call",))
 def batch_passes_the_lock_by(arguments):
     """The calls of a batch to one slot run at the same time."""
     from slotserver.api import Api

@@ -37,7 +37,7 @@ async def read_without_its_ends(path, call, go):
     return answer
 
 
-@turns_red("files.roundtrip", elsewhere=("artifacts.read-text",))
+@turns_red("files.roundtrip")
 async def last_line_end_lost(path, call, go):
     """Writing leaves the line breaks at the end out."""
     if is_call(call, "write_file"):
@@ -167,7 +167,16 @@ async def no_content_is_an_empty_one(path, call, go):
     return await go(call)
 
 
-@turns_red("files.in-turn")
+@turns_red(
+    "files.in-turn",
+    elsewhere=(
+        "protocol.wrong-types",
+        "protocol.not-described",
+        "protocol.large-body",
+        "protocol.bad-json",
+        "stateful.in-turn",
+    ),
+)
 def files_without_the_lock(arguments):
     """`read_file` and `write_file` do not wait for the command that runs in their slot."""
     no_locks_for("read_file", "write_file")
@@ -247,7 +256,7 @@ async def relative_paths_only(path, call, go):
     return await go(call)
 
 
-@turns_red("files.empty")
+@turns_red("files.empty", "files.roundtrip")
 async def empty_is_missing(path, call, go):
     """Empty content counts as none."""
     if is_call(call, "write_file") and not call["args"]["content"]:

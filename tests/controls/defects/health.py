@@ -57,6 +57,12 @@ async def no_status(path, call, go):
         "batch.order",
         "batch.parallel",
         "protocol.described",
+        "batch.size",
+    ),
+    not_measured=(
+        "reset.closed",
+        "files.fifo",
+        "reset.tmp",
     ),
 )
 def wrong_slot_count(arguments):

@@ -23,7 +23,7 @@ def deep_nesting_is_an_error(arguments):
     api.json = type("json", (), {"loads": staticmethod(without_an_answer)})
 
 
-@turns_red("protocol.missing-fields")
+@turns_red("protocol.missing-fields", elsewhere=("files.refused-write",))
 async def missing_content_is_empty(path, call, go):
     """`write_file` without content empties the file."""
     if is_call(call, "write_file") and isinstance(call.get("args"), dict):
@@ -116,7 +116,7 @@ def what_came_is_done(arguments):
     api._HANG_UP_NOTICED_WITHIN_S = 10  # else it would end the command at once
 
 
-@turns_red("protocol.hang-up-waiting")
+@turns_red("protocol.hang-up-waiting", not_measured=("stateful.hang-up",))
 def next_client_gets_the_answer(arguments):
     """The result of a command whose client hung up is given to the next client of the slot."""
     from slotserver.protocol import Result
@@ -138,7 +138,7 @@ def next_client_gets_the_answer(arguments):
     Slots._run = with_what_was_kept
 
 
-@turns_red("protocol.hang-up-waiting")
+@turns_red("protocol.hang-up-waiting", elsewhere=("stateful.hang-up",))
 def hang_up_stops_the_server(arguments):
     """A client that hangs up makes the server wait, and do nothing else, for eight seconds."""
     from slotserver.slots import Slots

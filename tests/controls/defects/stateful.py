@@ -37,7 +37,7 @@ OF_EACH_OUTPUT = (
 )
 
 
-@turns_red("stateful.output", "stateful.own-output", "stateful.hang-up", *OF_EACH_OUTPUT)
+@turns_red("stateful.output", "stateful.own-output", "stateful.hang-up", *OF_EACH_OUTPUT, "stateful.short-timeout")
 async def prompt_in_the_output(path, call, go):
     """The shell's prompt stands at the end of each command's output."""
     answer = await go(call)
@@ -46,7 +46,7 @@ async def prompt_in_the_output(path, call, go):
     return answer
 
 
-@turns_red("stateful.output")
+@turns_red("stateful.output", "stateful.timeout")
 async def stderr_of_sessions_lost(path, call, go):
     """What a session's command writes to standard error is thrown away."""
     answer = await go(call)
@@ -55,7 +55,7 @@ async def stderr_of_sessions_lost(path, call, go):
     return answer
 
 
-@turns_red("stateful.own-output", "stateful.output", *OF_EACH_OUTPUT)
+@turns_red("stateful.own-output", "stateful.output", *OF_EACH_OUTPUT, "stateful.short-timeout")
 async def output_comes_one_call_late(path, call, go):
     """A session's command is answered with what the one before printed."""
     answer = await go(call)
@@ -81,7 +81,14 @@ async def functions_forgotten(path, call, go):
     return await go(call)
 
 
-@turns_red("stateful.exit-code", "stateful.habits")
+@turns_red(
+    "stateful.exit-code",
+    "stateful.habits",
+    "stateful.long-output",
+    "stateful.exit",
+    "stateful.syntax",
+    elsewhere=("reset.closed",),
+)
 async def exit_codes_of_sessions_swallowed(path, call, go):
     """A session's command that fails is told as one that ended well."""
     answer = await go(call)
@@ -247,7 +254,15 @@ def sessions_outlive_their_callers(arguments):
     tools.TOOLS["bash_stateful"] = noticed
 
 
-@turns_red("stateful.in-turn")
+@turns_red(
+    "stateful.in-turn",
+    elsewhere=(
+        "protocol.not-described",
+        "protocol.large-body",
+        "protocol.bad-json",
+        "protocol.wrong-types",
+    ),
+)
 def sessions_have_a_lock_of_their_own(arguments):
     """Commands of `bash_stateful` run one after another, and beside the other tools of their slot."""
     from slotserver import tools
@@ -331,7 +346,7 @@ async def lines_of_a_terminal_cut(path, call, go):
     return await go(call)
 
 
-@turns_red("stateful.exit")
+@turns_red("stateful.exit", elsewhere=("reset.closed",))
 async def exit_of_a_session_is_a_success(path, call, go):
     """The exit code with which a session ends is lost: `exit 1` is told as a success."""
     answer = await go(call)
@@ -368,13 +383,19 @@ def only_the_word_exit_ends_a_session(arguments):
 SHELL = ("bash", "--norc")
 
 
-@turns_red("stateful.exit-tree")
+@turns_red("stateful.exit-tree", elsewhere=("reset.tmp",))
 def what_sessions_leave_lives_on(arguments):
     """What a session left in the background lives on when `exit` has ended it."""
     leave_children("end", "all", SHELL)
 
 
-@turns_red("stateful.timeout-tree", elsewhere=("reset.processes",))
+@turns_red(
+    "stateful.timeout-tree",
+    elsewhere=(
+        "reset.processes",
+        "reset.tmp",
+    ),
+)
 def time_outs_end_the_shell_alone(arguments):
     """A time-out ends a session's shell, and nothing that its command has started."""
     leave_children("timeout", "all", SHELL)
