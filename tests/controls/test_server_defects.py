@@ -117,6 +117,7 @@ def answers(subject: Server) -> bool:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory, pytestconfig):
     """The verdicts on each defect: several at a time, for most of it is waiting."""
+    folder = tmp_path_factory.mktemp("defects")  # here: threads must not be the first to ask for one
     every = pytestconfig.getoption("every_suite", default=False)
     block = claim_block()
     ports: SimpleQueue[int] = SimpleQueue()
@@ -132,7 +133,8 @@ def seen(tmp_path_factory, pytestconfig):
     def begin(name: str) -> Seen:
         port = ports.get()
         try:
-            return look(name, suites(name), port, tmp_path_factory.mktemp(name))
+            (folder / name).mkdir()
+            return look(name, suites(name), port, folder / name)
         finally:
             ports.put(port)
 
