@@ -129,9 +129,10 @@ def opened_in_the_end(server: Server, slot: int) -> Iterator[None]:
             command = f"chmod 755 . && if ! [ -w {_TMP} ]; then chmod 755 {_TMP}; fi"
             if not server.bash(command, slot=slot).success:
                 folder = f'"$NOMAD_ALLOC_DIR"/../../{quote(server.placed.allocation.id)}/alloc/data'
+                # find(1) takes no link for a directory: a slot may have put one in the place of its own.
                 server.placed.node.run(
-                    f"chmod 755 {folder}/{quote(server.workspace(slot))}\n"
-                    f"find {folder} -xdev -maxdepth 3 -type d ! -perm -u+w -exec chmod 755 {{}} +"
+                    f"find {folder}/{quote(server.workspace(slot))} {folder} -xdev -maxdepth 3 -type d ! -perm -u+w "
+                    "-exec chmod 755 {} ';'"
                 )
 
 
